@@ -32,9 +32,9 @@ import sys
 from pathlib import Path
 from mri_edge.inference.selection import RunOptions
 from mri_edge.services.archive.job import Archive, run_archive
-slices, out, address, per_task, per_file = sys.argv[1:]
+slices, out, address, per_part, per_file = sys.argv[1:]
 archive = Archive(
-    (slices,), Path(out), {_MODEL!r}, RunOptions(), address=address, per_task=int(per_task), per_file=int(per_file)
+    (slices,), Path(out), {_MODEL!r}, RunOptions(), address=address, per_part=int(per_part), per_file=int(per_file)
 )
 run_archive(archive, lambda message: print(message, file=sys.stderr, flush=True))
 """
@@ -82,9 +82,9 @@ def _by_input(table: Any) -> dict[int, list[Any]]:
     return found
 
 
-def start_driver(slices: Path, out: Path, address: str, per_task: int, per_file: int) -> subprocess.Popen[bytes]:
+def start_driver(slices: Path, out: Path, address: str, per_part: int, per_file: int) -> subprocess.Popen[bytes]:
     """Start a run in a process of its own."""
-    arguments = [str(slices), str(out), address, str(per_task), str(per_file)]
+    arguments = [str(slices), str(out), address, str(per_part), str(per_file)]
     return subprocess.Popen([sys.executable, "-c", _DRIVER, *arguments])
 
 
@@ -94,7 +94,7 @@ def campaign(
     kinds: list[str],
     *,
     nodes: int = 2,
-    per_task: int = 32,
+    per_part: int = 32,
     per_file: int = 64,
     seed: int = 0,
 ) -> Report:
@@ -111,7 +111,7 @@ def campaign(
     try:
         workers = [cluster.add_node(num_cpus=1) for _ in range(nodes)]
         start = time.monotonic()
-        driver = start_driver(source, killed, cluster.address, per_task, per_file)
+        driver = start_driver(source, killed, cluster.address, per_part, per_file)
         done = 0
         for kind in kinds:
             # Kill only after new results: otherwise the run might never get beyond its start.
@@ -123,7 +123,7 @@ def campaign(
             if kind == "driver":
                 driver.send_signal(signal.SIGKILL)
                 driver.wait()
-                driver = start_driver(source, killed, cluster.address, per_task, per_file)
+                driver = start_driver(source, killed, cluster.address, per_part, per_file)
             elif kind == "node":
                 number = generator.randrange(nodes)
                 cluster.remove_node(workers[number], allow_graceful=False)

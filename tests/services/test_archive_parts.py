@@ -255,17 +255,20 @@ def test_a_member_that_is_too_large_or_cut_short_is_a_failure(study, tmp_path, m
 
 
 def test_each_task_reads_its_own_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_TASKS_PER_FILE", 2)
+    monkeypatch.setattr(inputs, "_PARTS_PER_FILE", 2)
     folder = tmp_path / "inputs"
     count = inputs.write_inputs((Unit(None, None, (Member(f"{number}.jpg"),)) for number in range(11)), folder, 2)
     assert count == 11
     assert len(list(folder.iterdir())) == 3
-    source = inputs.Inputs(folder, count, 2)
-    tasks = source.get_read_tasks(1)
-    assert len(tasks) == source.tasks == 6
-    found = [row for task in tasks for part in task() for row in part.to_pylist()]
-    assert [row[INPUT] for row in found] == list(range(11))
-    assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
+    for parts, expected in ((1, 6), (3, 2), (9, 1)):
+        source = inputs.Inputs(folder, count, 2, parts)
+        tasks = source.get_read_tasks(1)
+        assert len(tasks) == source.tasks == expected
+        blocks = [part.to_pylist() for task in tasks for part in task()]
+        assert len(blocks) == expected
+        found = [row for block in blocks for row in block]
+        assert [row[INPUT] for row in found] == list(range(11))
+        assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
 
 
 # --- reading
@@ -364,7 +367,7 @@ RUN = record.RunRecord(
     plane="axial",
     heatmap=False,
     version="0.1.0",
-    per_task=256,
+    per_part=256,
     inputs=3,
 )
 
@@ -399,8 +402,8 @@ def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
     (tmp_path / record.INPUTS).mkdir()
     assert record.begun_run(tmp_path, RUN) is None  # a run that was killed while it listed its inputs
     RUN.write(tmp_path)
-    assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_task=64, inputs=None)) == RUN
-    every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_task", "inputs", "sha256"}
+    assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_part=64, inputs=None)) == RUN
+    every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_part", "inputs", "sha256"}
     assert set(record._OPTIONS) == every_option
 
 
@@ -452,6 +455,41 @@ def test_an_input_without_a_row_is_noticed(tmp_path):
     pq.write_table(rows, folder / "a.parquet")
     with pytest.raises(OutputError, match="1 of 3 inputs have no result"):
         sink.read_facts(tmp_path, 3)
+
+
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_every_row_is_counted(by, tmp_path):
+    import pyarrow.dataset as pads
+
+    with Classifier.load("small") as classifier:
+        if by == "slice":
+            records = [
+                result.to_dict() for result in classifier.predict_batches([str(PHANTOM), str(EXAMPLES / "gone")])
+            ]
+        else:
+            pytest.importorskip("pydicom")
+            records = [result.to_dict() for result in classifier.predict_series([str(PHANTOM), str(EXAMPLES / "gone")])]
+    (answer,) = (record for record in records if "label" in record)
+    warned = {"code": "aspect", "message": "", "value": 1.0, "limit": 2.0}
+    records += [answer | {"warnings": [warned, warned]}, answer | {"warnings": [warned]}]
+    if by == "series":
+        records.append(answer | {"skipped": {"code": "plane", "message": "x"}, "label": None, "score": None})
+        records.append(answer | {"label": None, "score": None})
+    found = table(enumerate(records), columns(by))
+    pads.write_dataset(
+        found, tmp_path / "results", format="parquet", partitioning=[OUTCOME], partitioning_flavor="hive"
+    )
+    facts = sink.read_facts(tmp_path, len(records))
+    answered = [record for record in records if "error" not in record and not record.get("skipped")]
+    assert (facts.rows, facts.answered, facts.positive) == (len(records), len(answered), answer["positive"])
+    assert facts.failures == {"missing": 1}
+    assert facts.skipped == ({"plane": 1} if by == "series" else {})
+    assert facts.labels == {answer["label"]: 3} | ({"no answer": 1} if by == "series" else {})
+    assert facts.warnings["aspect"] == 2
+    value = answer["score"] if by == "series" else answer["probabilities"][answer["positive"]]
+    assert facts.histogram == [3 * (number == min(19, int(value * 20))) for number in range(20)]
+    if by == "slice":
+        assert facts.milliseconds["total"] == pytest.approx(3 * answer["latency_ms"]["total"])
 
 
 def test_a_missing_extra_is_named(tmp_path):

@@ -26,8 +26,12 @@ from .failures import output_errors
 from .progress import progress
 from .record import FOLDERS, INPUTS, RunRecord, begun_run
 
-_PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
-_FOLDERS_PER_TASK = 4
+_PER_PART = 512  # scans of a part of the list
+_FOLDERS_PER_PART = 4
+# Parts of a task, if each core gets several tasks: Ray takes as much CPU time for a task as a network for ten scans. At
+# a kill, at most the scans of a task and those of a file of results are read again.
+_MOST_PARTS = 4
+_TASKS_PER_CORE = 8
 _PER_FILE = 4096  # rows of a file of results, at least
 _SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
 _BLOCK_BYTES = 32 << 20
@@ -40,7 +44,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Archive:
-    """What to classify, and how. ``per_task`` and ``per_file`` are sizes that a user has no reason to change.
+    """What to classify, and how. ``per_part`` and ``per_file`` are sizes that a user has no reason to change.
 
     Attributes
     ----------
@@ -67,7 +71,7 @@ class Archive:
     address: str | None = None
     signed_by: str | None = None
     folder: Path = field(default_factory=Path.cwd)
-    per_task: int = _PER_TASK
+    per_part: int = _PER_PART
     per_file: int = _PER_FILE
 
 
@@ -170,7 +174,7 @@ def _record(archive: Archive, bundle: Bundle) -> RunRecord:
         plane=archive.plane,
         heatmap=archive.heatmap,
         version=__version__,
-        per_task=archive.per_task if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_TASK,
+        per_part=archive.per_part if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_PART,
     )
 
 
@@ -183,7 +187,7 @@ def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
     with output_errors(archive.out):
         units = find_units(archive.sources, by=archive.by, notify=notify)
         folder = archive.out / (INPUTS if archive.by == "slice" else FOLDERS)
-        record = replace(record, inputs=write_inputs(units, folder, record.per_task))
+        record = replace(record, inputs=write_inputs(units, folder, record.per_part))
     if record.by == "slice":  # series may lie in several folders: see ``_joined``
         record.write(archive.out)
     notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
@@ -196,10 +200,10 @@ def _joined(archive: Archive, record: RunRecord, cpus: int, notify: Notify) -> R
     from .joining import join, leaders, read_all, series_of_inputs
 
     assert record.inputs is not None  # noqa: S101 (they are listed)
-    part = (archive.out / FOLDERS, record.inputs, record.per_task)
+    part = (archive.out / FOLDERS, record.inputs, record.per_part)
     above = leaders(series_of_inputs(*part, archive.folder, archive.run.reading, cpus))
     units = join(read_all(*part), read_all(*part), above)
-    inputs = write_inputs(units, archive.out / INPUTS, record.per_task)
+    inputs = write_inputs(units, archive.out / INPUTS, record.per_part)
     joined = replace(record, inputs=inputs)
     joined.write(archive.out)
     shutil.rmtree(archive.out / FOLDERS, ignore_errors=True)
@@ -281,7 +285,9 @@ def _classify(
     context.checkpoint_config = checkpoint
 
     assert record.inputs is not None  # noqa: S101 (the list is complete)
-    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
+    parts = record.inputs // (record.per_part * processes.classify * _TASKS_PER_CORE)
+    parts = 1 if whole else max(1, min(_MOST_PARTS, parts))
+    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_part, parts)
     data = ray.data.read_datasource(
         inputs,
         override_num_blocks=inputs.tasks,

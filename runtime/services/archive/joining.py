@@ -28,16 +28,16 @@ _HASH_BYTES = 8  # of a series: it is in memory for each series of the archive
 SeriesOf = tuple[int, set[bytes]]
 
 
-def read_all(folder: Path, count: int, per_task: int) -> Iterator[tuple[int, Unit]]:
+def read_all(folder: Path, count: int, per_part: int) -> Iterator[tuple[int, Unit]]:
     """Yield the number and the unit of every input in a list."""
-    for start in range(0, count, per_task):
-        for part in read_inputs(folder, start, per_task):
+    for start in range(0, count, per_part):
+        for part in read_inputs(folder, start, per_part):
             for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
                 yield number, Unit.from_json(text)
 
 
 def series_of_inputs(
-    folder: Path, count: int, per_task: int, working_folder: Path, reading: ReadOptions, cpus: int
+    folder: Path, count: int, per_part: int, working_folder: Path, reading: ReadOptions, cpus: int
 ) -> Iterator[SeriesOf]:
     """Yield the series of each input, which tasks of Ray read from the headers. Those of files elsewhere are not read.
 
@@ -45,8 +45,8 @@ def series_of_inputs(
     """
     task = ray.remote(num_cpus=WORK_CPUS, max_retries=1)(_series_of_part)
     waiting: list[Any] = []
-    for start in range(0, count, per_task):
-        waiting.append(task.remote(folder, start, per_task, working_folder, reading))
+    for start in range(0, count, per_part):
+        waiting.append(task.remote(folder, start, per_part, working_folder, reading))
         if len(waiting) >= _WAITING * cpus:
             yield from _first(waiting)
     while waiting:
@@ -64,12 +64,12 @@ def _first(waiting: list[Any]) -> list[SeriesOf]:
 
 
 def _series_of_part(
-    folder: Path, start: int, per_task: int, working_folder: Path, reading: ReadOptions
+    folder: Path, start: int, per_part: int, working_folder: Path, reading: ReadOptions
 ) -> list[SeriesOf]:
     with suppress(OSError):  # not on this node
         os.chdir(working_folder)
     found = []
-    for part in read_inputs(folder, start, per_task):
+    for part in read_inputs(folder, start, per_part):
         for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
             unit = Unit.from_json(text)
             if unit.error is None and unit.root is None and unit.archive is None:

@@ -39,7 +39,7 @@ class RunRecord:
         As the user gave them.
     model, sha256
         Title of the model, and the SHA-256 of the artifact.
-    per_task
+    per_part
         Inputs in each row group of the list of inputs.
     inputs
         Their number; None before they are listed.
@@ -58,7 +58,7 @@ class RunRecord:
     plane: str
     heatmap: bool
     version: str
-    per_task: int
+    per_part: int
     inputs: int | None = None
 
     def write(self, out: Path) -> None:
