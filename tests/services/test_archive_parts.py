@@ -18,14 +18,14 @@ jsonschema = pytest.importorskip("jsonschema")
 
 from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import InputError, OutputError, UsageError
+from mri_edge.errors import EngineError, InputError, OutputError, UsageError
 from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources
+from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources, stages
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
-from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
+from mri_edge.services.archive.guard import MOST_CRASHES, Attempt, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
 from mri_edge.services.archive.units import Member, Unit, local_files, remote_filesystem
 
@@ -186,6 +186,7 @@ def test_inputs_that_share_a_series_belong_to_the_first_of_them():
     found = [(4, {b"b"}), (0, {b"a"}), (1, {b"b", b"c"}), (2, set()), (3, {b"c", b"d"}), (5, {b"d"}), (6, {b"e"})]
     assert joining.leaders(found) == {3: 1, 4: 1, 5: 1}
     assert joining.leaders(reversed(found)) == {3: 1, 4: 1, 5: 1}
+    assert joining.leaders([(0, {b"a"}), (1, {b"b"}), (2, {b"a", b"b"})]) == {1: 0, 2: 0}
 
 
 def test_the_files_of_inputs_that_share_a_series_are_in_one_unit(tmp_path, monkeypatch):
@@ -310,6 +311,15 @@ def test_a_function_that_ends_its_process_is_tried_three_times(tmp_path):
         assert isolation.call(abs, -8) == 8
         with pytest.raises(TypeError):
             isolation.call(abs, None)
+
+
+def test_a_model_that_ends_its_process_each_time_ends_the_run():
+    attempt = Attempt(None, "classify", 0)
+    attempt.earlier = 2
+    stages._refuse_broken(attempt, 3)
+    attempt.earlier = 3
+    with pytest.raises(EngineError, match="ended 3 times with the same scans"):
+        stages._refuse_broken(attempt, 3)
 
 
 # --- columns

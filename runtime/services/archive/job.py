@@ -258,7 +258,7 @@ def _classify(
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
     from .sink import CHECKPOINT, RESULTS
-    from .stages import Classify, ClassifyWhole, ReadAndClassify, Work, read_scans
+    from .stages import PER_BLOCK, Classify, ClassifyWhole, ReadAndClassify, Work, read_scans
 
     work = Work(
         model=archive.model,
@@ -307,7 +307,8 @@ def _classify(
     data = data.map_batches(
         ClassifyWhole if whole else Classify if separate else ReadAndClassify,
         fn_constructor_args=(work, ledger),
-        batch_size=None,
+        # Blocks as they are. For GPUs, Ray wants a number.
+        batch_size=(PER_BLOCK if separate else record.per_part) if "num_gpus" in processes.classify_resources else None,
         batch_format="pyarrow",
         # A continued run may begin with one: Ray's process that leaves out the inputs with results takes a core first.
         compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),

@@ -33,7 +33,7 @@ from .schema import FAILED, INPUT, OUTCOME, columns, table
 from .units import Unit, local_files
 
 _PREPARED = "prepared"
-_PER_BLOCK = 128  # scans that travel together from a task to an actor
+PER_BLOCK = 128  # scans that travel together from a task to an actor
 _PICTURES_PER_FOLDER = 1000
 
 
@@ -74,12 +74,10 @@ def read_scans(inputs: pa.Table, work: Work, preprocessing: Preprocessing, ledge
     _enter(work.folder)
     numbers = inputs[INPUT].to_pylist()
     with Attempt(ledger, "read", numbers[0]) as attempt, _isolation(attempt) as isolation:
-        for start in range(0, len(numbers), _PER_BLOCK):
-            units = [Unit.from_json(text) for text in inputs[UNIT][start : start + _PER_BLOCK].to_pylist()]
+        for start in range(0, len(numbers), PER_BLOCK):
+            units = [Unit.from_json(text) for text in inputs[UNIT][start : start + PER_BLOCK].to_pylist()]
             block = [packed(slices) for slices in read_units(units, preprocessing, work.run.reading, isolation)]
-            yield pa.table(
-                [numbers[start : start + _PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED]
-            )
+            yield pa.table([numbers[start : start + PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED])
 
 
 def _enter(folder: Path) -> None:
