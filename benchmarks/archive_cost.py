@@ -93,11 +93,9 @@ def _role(is_root: bool, title: str, before: str | None) -> str:
     if is_root:
         return "driver"
     if "MapWorker" in title:
-        return "classify"
-    if title.startswith("ray::") and any(name in title for name in ("Read", "read_scans")):
-        return "read"
-    if title.startswith("ray::Write") or "Write" in title:
-        return "write" if before in (None, "ray", "write") else before
+        return "read and classify"
+    if title.startswith("ray::") and ("ReadInputs" in title or "Write" in title):
+        return "list and write"
     return before or "ray"
 
 
@@ -203,7 +201,7 @@ def plan(sizes: list[int]) -> list[dict[str, float]]:
     found = []
     for inputs in sizes:
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        tasks = Inputs(Path("inputs"), inputs, 256).get_read_tasks(1)
+        tasks = Inputs(Path("inputs"), inputs, 512, 4).get_read_tasks(1)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found.append(
             {

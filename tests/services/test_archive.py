@@ -54,7 +54,7 @@ Archive = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster with two nodes of one core."""
+    """The address of a cluster with two nodes of one core, one of which claims to have a GPU."""
     site = tmp_path_factory.mktemp("site")
     (site / "sitecustomize.py").write_text(CRASHES)
     with pytest.MonkeyPatch.context() as patch:
@@ -65,8 +65,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=1)
+            for gpus in (0, 1):
+                cluster.add_node(num_cpus=1, num_gpus=gpus)
             cluster.wait_for_nodes()
             yield cluster.address
         finally:
@@ -90,6 +90,14 @@ def rows(out: Path) -> list[dict[str, Any]]:
     table = pads.dataset(str(out / "results"), partitioning="hive").to_table().sort_by("input")
     found = table.drop_columns(["latency_ms"] if "latency_ms" in table.column_names else []).to_pylist()
     return [{key: value for key, value in row.items() if value is not None} for row in found]
+
+
+def only_error(err: str) -> str:
+    """The one line of an error, after lines of the progress: there are more of them on a slow machine."""
+    lines = err.splitlines()
+    assert all(line.startswith("mri-edge: ") for line in lines), err
+    (line,) = (line for line in lines if line.startswith("mri-edge: error: "))
+    return line
 
 
 def test_rows_are_the_results_of_predict_and_a_crash_is_one_of_them(archive, tmp_path, monkeypatch):
@@ -147,34 +155,49 @@ def test_rows_are_the_results_of_predict_and_a_crash_is_one_of_them(archive, tmp
     assert "was begun with --window file, and this run has auto" in err
 
 
-def test_series_of_a_folder_have_a_row_each(archive, tmp_path):
-    pytest.importorskip("pydicom")
-    (tmp_path / "s").mkdir()
-    for path in (DEMO[0], *sorted((EXAMPLES / "dicom").iterdir())):
-        shutil.copy(path, tmp_path / "s")
-    (tmp_path / "s" / "crash.jpg").write_bytes(DEMO[1].read_bytes())
+def test_scans_are_read_by_tasks_for_a_model_on_gpus(archive, tmp_path, monkeypatch):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name, source in (
+        ("a.jpg", DEMO[0]),
+        ("b.dcm", EXAMPLES / "dicom" / "mni152-slice-2.dcm"),
+        ("crash.jpg", DEMO[1]),
+    ):
+        shutil.copy(source, scans / name)
+    (scans / "bad.jpg").write_text("no picture")
+    real = job._settled
+    # The model runs on the CPU all the same: the GPU of the cluster is only a number.
+    monkeypatch.setattr(job, "_settled", lambda *arguments: (real(*arguments)[0], True))
+    code, _, err = archive(scans)
+    assert code == 1, err
     with Classifier.load("small") as classifier:
-        expected = [result.to_dict() for result in classifier.predict_series(tmp_path / "s")]
-    (tmp_path / "s" / "crash.jpg").unlink()
-    code, _, _ = archive(tmp_path / "s", "--by", "series", "--plane", "any")
-    assert code == 0
-    found = {row["id"]: row for row in rows(tmp_path / "out")}
-    for record in expected:
-        if "crash" not in record["file"]:
-            assert found[record["id"]]["score"] == record["score"]
-            assert found[record["id"]]["count"] == record["count"]
-            assert [piece["file"] for piece in found[record["id"]]["slices"]] == [
-                piece["file"] for piece in record["slices"]
-            ]
+        expected = {path: classifier.predict(path).label for path in (str(scans / "a.jpg"), str(scans / "b.dcm"))}
+    expected |= {str(scans / "bad.jpg"): "unsupported", str(scans / "crash.jpg"): "crashed"}
+    assert {row["file"]: row.get("label", row.get("code")) for row in rows(tmp_path / "out")} == expected
 
 
-def test_a_folder_that_crashes_its_process_is_set_aside_by_series(archive, tmp_path):
-    for name in ("a/crash.jpg", "b/scan.jpg"):
-        (tmp_path / "s" / name).parent.mkdir(parents=True)
-        shutil.copy(DEMO[0], tmp_path / "s" / name)
-    code, _, _ = archive(tmp_path / "s", "--by", "series")
+def test_each_series_has_a_row_even_if_it_lies_in_two_folders_and_a_crash_sets_its_folder_aside(archive, tmp_path):
+    pytest.importorskip("pydicom")
+    study = tmp_path / "study"
+    for name in ("a", "b", "c", "d"):
+        (study / name).mkdir(parents=True)
+    for number, path in enumerate(sorted((EXAMPLES / "dicom").iterdir())):
+        shutil.copy(path, study / "ac"[number % 2])
+    shutil.copy(DEMO[0], study / "b")
+    with Classifier.load("small") as classifier:
+        expected = [result.to_dict() for result in classifier.predict_series(study, plane="any", recursive=True)]
+    shutil.copy(DEMO[1], study / "d" / "crash.jpg")
+    code, _, err = archive(study, "--by", "series", "--plane", "any")
     assert code == 1
-    assert [row.get("code") for row in rows(tmp_path / "out")] == ["crashed", None]
+    assert "joined: 1 folders" in err
+    found = rows(tmp_path / "out")
+    assert [row["code"] for row in found if row["outcome"] == "failed"] == ["crashed"]
+    answered = {row["id"]: row for row in found if row["outcome"] == "answered"}
+    assert len(answered) == len(expected) == len(found) - 1
+    for record in expected:
+        row = answered[record["id"]]
+        assert (row["score"], row["count"]) == (record["score"], record["count"])
+        assert [piece["file"] for piece in row["slices"]] == [piece["file"] for piece in record["slices"]]
 
 
 @pytest.fixture
@@ -241,9 +264,7 @@ def test_a_model_that_is_missing_on_the_workers_is_refused_in_one_line(
     monkeypatch.setattr(job, "_classify", remove_first)
     command = ["archive", str(DEMO[0]), "--model", str(tiny_bundle), "--address", address]
     assert run([*command, "--out", str(tmp_path / "out")]) == 3
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if "listed" not in line]
-    assert line.startswith("mri-edge: error: ")
-    assert str(tiny_bundle) in line
+    assert str(tiny_bundle) in only_error(capfd.readouterr().err)
 
 
 def test_an_address_without_a_cluster_is_refused(tmp_path, capfd):
@@ -271,8 +292,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_continues(address, tmp_path, 
         with monkeypatch.context() as patch:
             patch.setattr(job, "_classify", fill_first)
             assert run(command) == 6
-        (line,) = [line for line in capfd.readouterr().err.splitlines() if "listed" not in line]
-        assert "cannot write (No space left on device)" in line
+        assert "cannot write (No space left on device)" in only_error(capfd.readouterr().err)
         (out / "filler").unlink()
         assert run(command) == 0
         assert [row["file"] for row in rows(out)] == [str(path) for path in DEMO]

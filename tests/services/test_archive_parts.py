@@ -18,14 +18,14 @@ jsonschema = pytest.importorskip("jsonschema")
 
 from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import InputError, OutputError, UsageError
+from mri_edge.errors import EngineError, InputError, OutputError, UsageError
 from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, record, sink, sources, stages
+from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources, stages
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
-from mri_edge.services.archive.guard import MOST_CRASHES, Isolation
+from mri_edge.services.archive.guard import MOST_CRASHES, Attempt, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
 from mri_edge.services.archive.units import Member, Unit, local_files, remote_filesystem
 
@@ -182,6 +182,54 @@ def test_a_folder_with_too_many_scans_for_one_worker_is_refused(tmp_path, monkey
     assert unit.error["limit"] == 1
 
 
+def test_inputs_that_share_a_series_belong_to_the_first_of_them():
+    found = [(4, {b"b"}), (0, {b"a"}), (1, {b"b", b"c"}), (2, set()), (3, {b"c", b"d"}), (5, {b"d"}), (6, {b"e"})]
+    assert joining.leaders(found) == {3: 1, 4: 1, 5: 1}
+    assert joining.leaders(reversed(found)) == {3: 1, 4: 1, 5: 1}
+    assert joining.leaders([(0, {b"a"}), (1, {b"b"}), (2, {b"a", b"b"})]) == {1: 0, 2: 0}
+
+
+def test_the_files_of_inputs_that_share_a_series_are_in_one_unit(tmp_path, monkeypatch):
+    units = [Unit(None, None, (Member(f"{number}/a.dcm"),)) for number in range(4)]
+    inputs.write_inputs(units, tmp_path / "inputs", 3)
+    listed = list(joining.read_all(tmp_path / "inputs", 4, 3))
+    assert listed == list(enumerate(units))
+    found = list(joining.join(listed, listed, {2: 0, 3: 0}))
+    assert [[member.path for member in unit.members] for unit in found] == [
+        ["0/a.dcm", "2/a.dcm", "3/a.dcm"],
+        ["1/a.dcm"],
+    ]
+    monkeypatch.setattr(sources, "_MOST_FILES", 2)
+    first, second = joining.join(listed, listed, {2: 0, 3: 0})
+    assert first.error["code"] == "too_large"
+    assert second == units[1]
+
+
+def test_the_series_of_an_input_are_those_of_its_files(tmp_path):
+    pytest.importorskip("pydicom")
+    slices = [Unit(None, None, (Member(str(path)),)) for path in sorted((EXAMPLES / "dicom").iterdir())]
+    elsewhere = [Unit(None, "s.zip", (Member("a.dcm"),)), Unit.failed(InputError("x"))]
+    picture = Unit(None, None, (Member(str(PHANTOM)), Member(str(tmp_path / "gone.dcm"))))
+    inputs.write_inputs([*slices, *elsewhere, picture], tmp_path / "inputs", 99)
+    found = dict(joining._series_of_part(tmp_path / "inputs", 0, 99, tmp_path, DEFAULT))
+    assert [len(series) for series in found.values()] == [1] * len(slices) + [0]
+    assert found[0] == found[len(slices) - 1]
+
+
+def test_one_part_is_read_ahead():
+    read: list[int] = []
+
+    def remember(number: int) -> int:
+        read.append(number)
+        return number
+
+    parts = reading.read_ahead(remember, range(6))
+    for number, part in enumerate(parts):
+        assert part == number
+        assert len(read) <= number + 2
+    assert read == list(range(6))
+
+
 def test_a_unit_survives_as_text_whatever_its_names():
     unit = Unit("s3://bucket/a", "x.tar", (Member("caf\udce9/\u202e.jpg", 512, 9),))
     text = unit.to_json()
@@ -208,17 +256,20 @@ def test_a_member_that_is_too_large_or_cut_short_is_a_failure(study, tmp_path, m
 
 
 def test_each_task_reads_its_own_inputs(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "_TASKS_PER_FILE", 2)
+    monkeypatch.setattr(inputs, "_PARTS_PER_FILE", 2)
     folder = tmp_path / "inputs"
     count = inputs.write_inputs((Unit(None, None, (Member(f"{number}.jpg"),)) for number in range(11)), folder, 2)
     assert count == 11
     assert len(list(folder.iterdir())) == 3
-    source = inputs.Inputs(folder, count, 2)
-    tasks = source.get_read_tasks(1)
-    assert len(tasks) == source.tasks == 6
-    found = [row for task in tasks for part in task() for row in part.to_pylist()]
-    assert [row[INPUT] for row in found] == list(range(11))
-    assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
+    for parts, expected in ((1, 6), (3, 2), (9, 1)):
+        source = inputs.Inputs(folder, count, 2, parts)
+        tasks = source.get_read_tasks(1)
+        assert len(tasks) == source.tasks == expected
+        blocks = [part.to_pylist() for task in tasks for part in task()]
+        assert len(blocks) == expected
+        found = [row for block in blocks for row in block]
+        assert [row[INPUT] for row in found] == list(range(11))
+        assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
 
 
 # --- reading
@@ -229,10 +280,10 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         preprocessing = classifier.bundle.manifest.preprocessing
         paths = [str(PHANTOM), str(EXAMPLES / "gone.jpg"), str(EXAMPLES / "phantom-2.jpg")]
         units = [Unit(None, None, (Member(path),)) for path in paths]
-        found = stages._read_units(units, preprocessing, DEFAULT)
+        found = reading.read_units(units, preprocessing, DEFAULT)
         assert [len(slices) for slices in found] == [1, 1, 1]
         expected = list(classifier.predict_batches(paths))
-        packed = [stages._unpacked(stages._packed(slices)) for slices in found]
+        packed = [packing.unpacked(packing.packed(slices)) for slices in found]
         results = list(classifier.predict_prepared([result for slices in packed for result in slices]))
         assert [result.source for result in results] == paths
         assert [r.probabilities for r in results if hasattr(r, "label")] == [
@@ -243,7 +294,7 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         monkeypatch.setattr(
             picture, "read", lambda source, options: iter(()) if "1" in source else real(source, options)
         )
-        found = stages._read_units(units, preprocessing, DEFAULT)
+        found = reading.read_units(units, preprocessing, DEFAULT)
         assert [slices[0].error.code if hasattr(slices[0], "error") else "" for slices in found] == [
             "damaged",
             "missing",
@@ -260,6 +311,15 @@ def test_a_function_that_ends_its_process_is_tried_three_times(tmp_path):
         assert isolation.call(abs, -8) == 8
         with pytest.raises(TypeError):
             isolation.call(abs, None)
+
+
+def test_a_model_that_ends_its_process_each_time_ends_the_run():
+    attempt = Attempt(None, "classify", 0)
+    attempt.earlier = 2
+    stages._refuse_broken(attempt, 3)
+    attempt.earlier = 3
+    with pytest.raises(EngineError, match="ended 3 times with the same scans"):
+        stages._refuse_broken(attempt, 3)
 
 
 # --- columns
@@ -317,7 +377,7 @@ RUN = record.RunRecord(
     plane="axial",
     heatmap=False,
     version="0.1.0",
-    per_task=256,
+    per_part=256,
     inputs=3,
 )
 
@@ -352,8 +412,8 @@ def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
     (tmp_path / record.INPUTS).mkdir()
     assert record.begun_run(tmp_path, RUN) is None  # a run that was killed while it listed its inputs
     RUN.write(tmp_path)
-    assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_task=64, inputs=None)) == RUN
-    every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_task", "inputs", "sha256"}
+    assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_part=64, inputs=None)) == RUN
+    every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_part", "inputs", "sha256"}
     assert set(record._OPTIONS) == every_option
 
 
@@ -375,9 +435,9 @@ def test_there_is_a_classifier_for_each_gpu_or_each_core():
     found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=True)
     assert (found.classify, found.classify_resources, found.threads, found.read) == (2, {"num_gpus": 1}, None, 8)
     found = job._processes(work, Resources(cpus=8, gpus=2), on_gpu=False)
-    assert (found.classify, found.threads, found.read) == (8, 1, 8)
-    # A core has room for a process that classifies, one that reads, and a short task.
-    assert found.classify_resources["num_cpus"] + found.read_cpus + SHORT_CPUS <= 1
+    assert (found.classify, found.threads, found.read) == (8, 1, None)
+    # A core has room for a process that classifies, and two short tasks.
+    assert found.classify_resources["num_cpus"] + 2 * SHORT_CPUS <= 1
     with_threads = dataclasses.replace(work, run=RunOptions(threads=3))
     assert job._processes(with_threads, Resources(cpus=8, gpus=0), on_gpu=False).threads == 3
 
@@ -405,6 +465,41 @@ def test_an_input_without_a_row_is_noticed(tmp_path):
     pq.write_table(rows, folder / "a.parquet")
     with pytest.raises(OutputError, match="1 of 3 inputs have no result"):
         sink.read_facts(tmp_path, 3)
+
+
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_every_row_is_counted(by, tmp_path):
+    import pyarrow.dataset as pads
+
+    with Classifier.load("small") as classifier:
+        if by == "slice":
+            records = [
+                result.to_dict() for result in classifier.predict_batches([str(PHANTOM), str(EXAMPLES / "gone")])
+            ]
+        else:
+            pytest.importorskip("pydicom")
+            records = [result.to_dict() for result in classifier.predict_series([str(PHANTOM), str(EXAMPLES / "gone")])]
+    (answer,) = (record for record in records if "label" in record)
+    warned = {"code": "aspect", "message": "", "value": 1.0, "limit": 2.0}
+    records += [answer | {"warnings": [warned, warned]}, answer | {"warnings": [warned]}]
+    if by == "series":
+        records.append(answer | {"skipped": {"code": "plane", "message": "x"}, "label": None, "score": None})
+        records.append(answer | {"label": None, "score": None})
+    found = table(enumerate(records), columns(by))
+    pads.write_dataset(
+        found, tmp_path / "results", format="parquet", partitioning=[OUTCOME], partitioning_flavor="hive"
+    )
+    facts = sink.read_facts(tmp_path, len(records))
+    answered = [record for record in records if "error" not in record and not record.get("skipped")]
+    assert (facts.rows, facts.answered, facts.positive) == (len(records), len(answered), answer["positive"])
+    assert facts.failures == {"missing": 1}
+    assert facts.skipped == ({"plane": 1} if by == "series" else {})
+    assert facts.labels == {answer["label"]: 3} | ({"no answer": 1} if by == "series" else {})
+    assert facts.warnings["aspect"] == 2
+    value = answer["score"] if by == "series" else answer["probabilities"][answer["positive"]]
+    assert facts.histogram == [3 * (number == min(19, int(value * 20))) for number in range(20)]
+    if by == "slice":
+        assert facts.milliseconds["total"] == pytest.approx(3 * answer["latency_ms"]["total"])
 
 
 def test_a_missing_extra_is_named(tmp_path):

@@ -35,7 +35,7 @@ Examples:
     type=click.Choice(("slice", "series")),
     default="slice",
     show_default=True,
-    help="What gets a row. The slices of a series must be in one folder.",
+    help="What gets a row. A series may lie in several folders of a file system, but only in one of an object store.",
 )
 @click.option(
     "--plane",

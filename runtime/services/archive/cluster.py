@@ -31,10 +31,8 @@ _ENVIRONMENT = {
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _CONNECT_S = 20.0
 _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
-# Proportions of a core. For each core there are a process that classifies and one that reads, and the system divides
-# the time between them as the work needs it. The rest is for short tasks that read the list and write results.
-CLASSIFY_CPUS = 0.75
-READ_CPUS = 0.2
+# Proportions of a core. The rest of each is for short tasks that read the list of inputs and write results.
+WORK_CPUS = 0.95
 SHORT_CPUS = 0.02
 _FILTER_CPUS = 1  # the process of Ray that leaves out the inputs with results takes a whole core while it runs
 
@@ -83,7 +81,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
             _check_reachable(address)
-            with silence_stderr(), _without_dashboard(), _same_sigterm():
+            with silence_stderr(), _without_other_services(), _same_sigterm():
                 if address is None:
                     folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
                     ray.init(
@@ -118,20 +116,24 @@ def cluster(address: str | None) -> Iterator[Resources]:
 
 
 @contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Start no process of the dashboard while the block runs.
+def _without_other_services() -> Iterator[None]:
+    """Start no process of the dashboard, the autoscaler or the log monitor while the block runs.
 
-    With ``include_dashboard=False`` Ray still starts one, which asks the metadata services of three clouds where it
-    runs, for reports of use, although these are off. Ray has no option against that.
+    Nothing here uses them, each takes memory and CPU time, and Ray has no option against them. With
+    ``include_dashboard=False`` Ray still starts a process of the dashboard, which asks the metadata services of three
+    clouds where it runs, for reports of use, although these are off.
     """
-    from ray._private import services
+    from ray._private.node import Node
 
-    real = services.start_api_server
-    services.start_api_server = lambda *_, **__: (None, None)
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    real = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda *_, **__: None)
     try:
         yield
     finally:
-        services.start_api_server = real
+        for name, start in real.items():
+            setattr(Node, name, start)
 
 
 @contextmanager

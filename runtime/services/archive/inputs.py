@@ -27,11 +27,11 @@ from .units import Unit
 
 UNIT = "unit"
 _SCHEMA = pa.schema([(INPUT, pa.int64()), (UNIT, pa.string())])
-_TASKS_PER_FILE = 128  # a file begins with the positions of its parts, which every task reads
+_PARTS_PER_FILE = 128  # a file begins with the positions of its parts, which every task reads
 
 
-def write_inputs(units: Iterable[Unit], folder: Path, per_task: int) -> int:
-    """Write the list of inputs into a new folder, ``per_task`` inputs in each row group, and return their number.
+def write_inputs(units: Iterable[Unit], folder: Path, per_part: int) -> int:
+    """Write the list of inputs into a new folder, ``per_part`` inputs in each row group, and return their number.
 
     The folder gets its name when the list is complete.
 
@@ -48,11 +48,11 @@ def write_inputs(units: Iterable[Unit], folder: Path, per_task: int) -> int:
     number = 0
     writer: pq.ParquetWriter | None = None
     try:
-        while part := list(islice(remaining, per_task)):
-            if number % (per_task * _TASKS_PER_FILE) == 0:
+        while part := list(islice(remaining, per_part)):
+            if number % (per_part * _PARTS_PER_FILE) == 0:
                 if writer is not None:
                     writer.close()
-                writer = pq.ParquetWriter(_file(unfinished, number, per_task), _SCHEMA)
+                writer = pq.ParquetWriter(_file(unfinished, number, per_part), _SCHEMA)
             numbers = range(number, number + len(part))
             assert writer is not None  # noqa: S101 (the first part opens it)
             writer.write_table(pa.table([numbers, [unit.to_json() for unit in part]], schema=_SCHEMA))
@@ -64,22 +64,26 @@ def write_inputs(units: Iterable[Unit], folder: Path, per_task: int) -> int:
     return number
 
 
-def read_inputs(folder: Path, start: int, per_task: int) -> Iterator[pa.Table]:
-    """Yield the inputs of one task, which begin at the number ``start``, as a table."""
-    with pq.ParquetFile(_file(folder, start, per_task)) as file:
-        yield file.read_row_group(start // per_task % _TASKS_PER_FILE)
+def read_inputs(folder: Path, start: int, per_part: int) -> Iterator[pa.Table]:
+    """Yield the inputs of one part, which begin at the number ``start``, as a table."""
+    with pq.ParquetFile(_file(folder, start, per_part)) as file:
+        yield file.read_row_group(start // per_part % _PARTS_PER_FILE)
 
 
-def _file(folder: Path, number: int, per_task: int) -> Path:
-    return folder / f"part-{number // (per_task * _TASKS_PER_FILE):06d}.parquet"
+def _file(folder: Path, number: int, per_part: int) -> Path:
+    return folder / f"part-{number // (per_part * _PARTS_PER_FILE):06d}.parquet"
+
+
+def _read_parts(folder: Path, starts: range, per_part: int) -> Iterator[pa.Table]:
+    yield pa.concat_tables(table for start in starts for table in read_inputs(folder, start, per_part))
 
 
 class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
-    """The list of inputs as a source of Ray Data, with one task for each row group."""
+    """The list of inputs as a source of Ray Data, with one task for one or several parts (row groups)."""
 
-    def __init__(self, folder: Path, count: int, per_task: int) -> None:
+    def __init__(self, folder: Path, count: int, per_part: int, parts: int) -> None:
         super().__init__()
-        self._folder, self._count, self._per_task = folder, count, per_task
+        self._folder, self._count, self._per_part, self._per_task = folder, count, per_part, parts * per_part
 
     @property
     def tasks(self) -> int:
@@ -94,8 +98,9 @@ class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
         """Return the tasks, however many are asked for."""
         tasks = []
         for start in range(0, self._count, self._per_task):
-            rows = min(self._per_task, self._count - start)
+            end = min(start + self._per_task, self._count)
+            rows = end - start
             metadata = BlockMetadata(num_rows=rows, size_bytes=200 * rows, input_files=None, exec_stats=None)
-            read = partial(read_inputs, self._folder, start, self._per_task)
+            read = partial(_read_parts, self._folder, range(start, end, self._per_part), self._per_part)
             tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
         return tasks

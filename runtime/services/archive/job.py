@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import DISK_ERRORS, EngineError, MriEdgeError, OutputError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
@@ -22,12 +21,17 @@ from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import make_folder
 from mri_edge.storage.lock import locked
 
-from .cluster import CLASSIFY_CPUS, READ_CPUS, SHORT_CPUS, Resources, cluster, import_ray
+from .cluster import SHORT_CPUS, WORK_CPUS, Resources, cluster, import_ray
+from .failures import output_errors
 from .progress import progress
-from .record import INPUTS, RunRecord, begun_run
+from .record import FOLDERS, INPUTS, RunRecord, begun_run
 
-_PER_TASK = 512  # scans of one task: at a kill, at most these and those of a file of results are read again
-_FOLDERS_PER_TASK = 4
+_PER_PART = 512  # scans of a part of the list
+_FOLDERS_PER_PART = 4
+# Parts of a task, if each core gets several tasks: Ray takes as much CPU time for a task as a network for ten scans. At
+# a kill, at most the scans of a task and those of a file of results are read again.
+_MOST_PARTS = 4
+_TASKS_PER_CORE = 8
 _PER_FILE = 4096  # rows of a file of results, at least
 _SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
 _BLOCK_BYTES = 32 << 20
@@ -40,7 +44,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Archive:
-    """What to classify, and how. ``per_task`` and ``per_file`` are sizes that a user has no reason to change.
+    """What to classify, and how. ``per_part`` and ``per_file`` are sizes that a user has no reason to change.
 
     Attributes
     ----------
@@ -67,7 +71,7 @@ class Archive:
     address: str | None = None
     signed_by: str | None = None
     folder: Path = field(default_factory=Path.cwd)
-    per_task: int = _PER_TASK
+    per_part: int = _PER_PART
     per_file: int = _PER_FILE
 
 
@@ -93,17 +97,19 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     make_folder(out)
     with locked(out):
         begun = begun_run(out, record)
-        record = _listed(archive, out, record, begun, notify)
+        record = begun or _listed(archive, record, notify)
         from .sink import inputs_before
         from .summary import write_summary
 
         assert record.inputs is not None  # noqa: S101 (the list is complete)
         before = inputs_before(out)
         if before < record.inputs:
-            with cluster(archive.address) as resources:
+            with cluster(archive.address) as resources, output_errors(out):
+                if begun is None and record.by == "series":
+                    record = _joined(archive, record, resources.cpus, notify)
                 processes = _processes(archive, resources, on_gpu=on_gpu)
-                with _output_errors(out):
-                    _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+                _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+        assert record.inputs is not None  # noqa: S101 (the list is complete)
         return write_summary(out, record, perf_counter() - start, record.inputs - before)
 
 
@@ -125,25 +131,29 @@ def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
 
 @dataclass(frozen=True)
 class _Processes:
-    """How many processes classify, what each takes of a node, and with how many threads; and the same for reading."""
+    """How many processes classify, what each takes of a node, with how many threads, and how many read for them.
+
+    Attributes
+    ----------
+    read
+        None if the processes that classify also read. For GPUs, all cores read.
+    short
+        How many processes read the list of inputs, and how many write: these take a hundredth of the time.
+    """
 
     classify: int
     classify_resources: dict[str, float]
     threads: int | None
-    read: int
-    read_cpus: float
-
-    @property
-    def short(self) -> int:
-        """How many processes read the list of inputs, and how many write: these take a hundredth of the time."""
-        return -(-self.read // _CORES_PER_SHORT)
+    read: int | None
+    short: int
 
 
 def _processes(archive: Archive, resources: Resources, *, on_gpu: bool) -> _Processes:
-    """Return a classifier for each GPU and readers on all cores or, without GPUs, one of both for each core."""
+    """Return a classifier for each GPU and readers on all cores or, without GPUs, a classifier that reads on each."""
+    short = -(-resources.cpus // _CORES_PER_SHORT)
     if on_gpu and resources.gpus:
-        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, 1 - SHORT_CPUS)
-    return _Processes(resources.cpus, {"num_cpus": CLASSIFY_CPUS}, archive.run.threads or 1, resources.cpus, READ_CPUS)
+        return _Processes(resources.gpus, {"num_gpus": 1}, archive.run.threads, resources.cpus, short)
+    return _Processes(resources.cpus, {"num_cpus": WORK_CPUS}, archive.run.threads or 1, None, short)
 
 
 def _record(archive: Archive, bundle: Bundle) -> RunRecord:
@@ -164,24 +174,42 @@ def _record(archive: Archive, bundle: Bundle) -> RunRecord:
         plane=archive.plane,
         heatmap=archive.heatmap,
         version=__version__,
-        per_task=archive.per_task if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_TASK,
+        per_part=archive.per_part if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_PART,
     )
 
 
-def _listed(archive: Archive, out: Path, record: RunRecord, begun: RunRecord | None, notify: Notify) -> RunRecord:
-    """Return the record of the run with the number of inputs, after listing them if no earlier run has done it."""
-    if begun is not None:
-        return begun
+def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
+    """List the inputs, and return the record of the run with their number."""
     _warn_of_missing_readers(notify)
     from .inputs import write_inputs
     from .sources import find_units
 
-    with _output_errors(out):
+    with output_errors(archive.out):
         units = find_units(archive.sources, by=archive.by, notify=notify)
-        record = replace(record, inputs=write_inputs(units, out / INPUTS, record.per_task))
-    record.write(out)
+        folder = archive.out / (INPUTS if archive.by == "slice" else FOLDERS)
+        record = replace(record, inputs=write_inputs(units, folder, record.per_part))
+    if record.by == "slice":  # series may lie in several folders: see ``_joined``
+        record.write(archive.out)
     notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
     return record
+
+
+def _joined(archive: Archive, record: RunRecord, cpus: int, notify: Notify) -> RunRecord:
+    """Write the list of inputs from that of the folders: folders that share a series are one input."""
+    from .inputs import write_inputs
+    from .joining import join, leaders, read_all, series_of_inputs
+
+    assert record.inputs is not None  # noqa: S101 (they are listed)
+    part = (archive.out / FOLDERS, record.inputs, record.per_part)
+    above = leaders(series_of_inputs(*part, archive.folder, archive.run.reading, cpus))
+    units = join(read_all(*part), read_all(*part), above)
+    inputs = write_inputs(units, archive.out / INPUTS, record.per_part)
+    joined = replace(record, inputs=inputs)
+    joined.write(archive.out)
+    shutil.rmtree(archive.out / FOLDERS, ignore_errors=True)
+    if above:
+        notify(f"joined: {len(above):,} folders with others that hold the same series")
+    return joined
 
 
 def _warn_of_missing_readers(notify: Notify) -> None:
@@ -230,7 +258,7 @@ def _classify(
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
     from .sink import CHECKPOINT, RESULTS
-    from .stages import Classify, ReadAndClassify, Work, read_scans
+    from .stages import PER_BLOCK, Classify, ClassifyWhole, ReadAndClassify, Work, read_scans
 
     work = Work(
         model=archive.model,
@@ -247,7 +275,8 @@ def _classify(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.raise_original_map_exception = True
     context.memory_usage_poll_interval_s = None  # nothing uses these measurements
-    separate = archive.by == "slice" and not archive.heatmap
+    whole = archive.by == "series" or archive.heatmap
+    separate = processes.read is not None and not whole
     # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets
     # must stay together, because the checkpoint knows only inputs; those of a block of scans are far below the bound.
     context.target_max_block_size = _BLOCK_BYTES if separate else None
@@ -256,7 +285,9 @@ def _classify(
     context.checkpoint_config = checkpoint
 
     assert record.inputs is not None  # noqa: S101 (the list is complete)
-    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_task)
+    parts = record.inputs // (record.per_part * processes.classify * _TASKS_PER_CORE)
+    parts = 1 if whole else max(1, min(_MOST_PARTS, parts))
+    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_part, parts)
     data = ray.data.read_datasource(
         inputs,
         override_num_blocks=inputs.tasks,
@@ -270,62 +301,24 @@ def _classify(
             batch_size=None,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=processes.read),
-            num_cpus=processes.read_cpus,
+            num_cpus=WORK_CPUS,
             max_retries=-1,
         )
     data = data.map_batches(
-        Classify if separate else ReadAndClassify,
+        ClassifyWhole if whole else Classify if separate else ReadAndClassify,
         fn_constructor_args=(work, ledger),
-        batch_size=None,
+        # Blocks as they are. For GPUs, Ray wants a number.
+        batch_size=(PER_BLOCK if separate else record.per_part) if "num_gpus" in processes.classify_resources else None,
         batch_format="pyarrow",
         # A continued run may begin with one: Ray's process that leaves out the inputs with results takes a core first.
         compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
         **processes.classify_resources,
     )
-    with _output_errors(archive.out):
+    with output_errors(archive.out):
         data.write_parquet(
             str(archive.out / RESULTS),
             partition_cols=[OUTCOME],
-            min_rows_per_file=archive.per_file if separate else _SERIES_PER_FILE,
+            min_rows_per_file=_SERIES_PER_FILE if whole else archive.per_file,
             concurrency=processes.short,
             ray_remote_args={"num_cpus": SHORT_CPUS},
         )
-
-
-@contextmanager
-def _output_errors(out: Path) -> Iterator[None]:
-    """Turn what ended the run into one of our errors: it was raised in another process, inside those of Ray."""
-    try:
-        yield
-    except MriEdgeError:
-        raise
-    except Exception as error:
-        import ray
-
-        causes = list(_causes(error))
-        for cause in causes:
-            if isinstance(cause, MriEdgeError):
-                raise cause from error
-        for cause in causes:
-            if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-                reason = os.strerror(cause.errno or 0)
-                problem = f"{out}: cannot write ({reason})"
-                raise OutputError(problem, "Free some space and run again: it continues from here") from error
-        if isinstance(error, ray.exceptions.RayActorError):
-            reason = str(error).strip().splitlines()[-1]
-            raise EngineError(
-                f"a worker cannot start ({printable(reason)[:200]})",
-                "Install the same version of mri-edge on every node; run again to continue",
-            ) from error
-        raise
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    waiting: list[Any] = [error]
-    while waiting:
-        found = waiting.pop()
-        if isinstance(found, BaseException) and found not in seen:
-            seen.append(found)
-            yield found
-            waiting += [found.__cause__, found.__context__, getattr(found, "cause", None)]

@@ -11,7 +11,7 @@ from mri_edge.storage.atomic import atomic_write
 from mri_edge.storage.lock import LOCK
 
 RECORD = "run.json"
-INPUTS, UNFINISHED = "inputs", ".inputs.new"  # folders that exist before the record
+INPUTS, UNFINISHED, FOLDERS = "inputs", ".inputs.new", ".inputs.folders"  # these exist before the record
 _SCHEMA_VERSION = 1
 _OPTIONS = {  # what a user changes to get the value of the record
     "sources": "other sources",
@@ -39,7 +39,7 @@ class RunRecord:
         As the user gave them.
     model, sha256
         Title of the model, and the SHA-256 of the artifact.
-    per_task
+    per_part
         Inputs in each row group of the list of inputs.
     inputs
         Their number; None before they are listed.
@@ -58,7 +58,7 @@ class RunRecord:
     plane: str
     heatmap: bool
     version: str
-    per_task: int
+    per_part: int
     inputs: int | None = None
 
     def write(self, out: Path) -> None:
@@ -78,7 +78,7 @@ def begun_run(out: Path, run: RunRecord) -> RunRecord | None:
     try:
         text = (out / RECORD).read_bytes()
     except FileNotFoundError:
-        if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK, INPUTS, UNFINISHED}:
+        if out.is_dir() and {path.name for path in out.iterdir()} - {LOCK, INPUTS, UNFINISHED, FOLDERS}:
             raise UsageError(f"{out}: holds files, but no run to continue", "Name a new folder") from None
         return None
     except OSError as error:

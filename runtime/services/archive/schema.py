@@ -46,28 +46,31 @@ def columns(by: str) -> pa.Schema:
 
 def table(rows: Iterable[tuple[int, Json]], schema: pa.Schema) -> pa.Table:
     """Return a table with one row for each pair of an input's number and the JSON object of a result."""
-    arrays: list[list[Any]] = [[] for _ in schema]
+    numbers: list[int] = []
+    records: list[Json] = []
     for number, record in rows:
-        arrays[0].append(number)
-        arrays[1].append(FAILED if "error" in record else ANSWERED)
-        for values, field in zip(arrays[2:], list(schema)[2:], strict=True):
-            values.append(_value(record.get(field.name), field.type))
-    return pa.table([pa.array(values, field.type) for values, field in zip(arrays, schema, strict=True)], schema=schema)
+        numbers.append(number)
+        records.append(record)
+    outcomes = [FAILED if "error" in record else ANSWERED for record in records]
+    columns = [_array([record.get(field.name) for record in records], field.type) for field in list(schema)[2:]]
+    return pa.table([numbers, outcomes, *columns], schema=schema)
 
 
-def _value(value: Any, kind: pa.DataType) -> Any:
-    """Return a value as Arrow takes it: maps as pairs, and text that is no valid Unicode with escapes."""
-    if value is None:
-        return None
-    if pa.types.is_struct(kind):
-        return {field.name: _value(value.get(field.name), field.type) for field in kind}
-    if pa.types.is_map(kind):
-        return list(value.items())
-    if pa.types.is_list(kind):
-        return [_value(item, kind.value_type) for item in value]
-    if isinstance(value, str):  # file names need not be valid
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Return the values of a column. Arrow converts all of them together: in Python, it takes longer than a network."""
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # file names need not be valid text
+        return pa.array(_escaped(values), kind)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value in which text that is no valid Unicode has escapes."""
+    if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    return value
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
 
 
 def _document(module: str, name: str) -> Json:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from mri_edge.errors import OutputError
@@ -97,28 +97,40 @@ def _batches(out: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _add(facts: Facts, batch: pa.RecordBatch) -> None:
-    for row in batch.to_pylist():
-        if row[OUTCOME] == FAILED:
-            facts.failures[row["code"]] += 1
-            continue
-        if row.get("skipped"):
-            facts.skipped[row["skipped"]["code"]] += 1
-            continue
-        facts.answered += 1
-        facts.positive = row["positive"]
-        facts.labels[row["label"] or "no answer"] += 1
-        facts.warnings.update({warning["code"] for warning in row["warnings"] or ()})
-        for stage, value in (row.get("latency_ms") or {}).items():
-            facts.milliseconds[stage] = facts.milliseconds.get(stage, 0.0) + value
-        probability = _probability(row)
-        if probability is not None:
-            facts.histogram[min(BINS - 1, int(probability * BINS))] += 1
+    """Add some rows. Arrow counts them column by column: row by row, Python would take as long as a small network."""
+    is_failed = pc.equal(batch[OUTCOME], FAILED)
+    if "code" in batch.schema.names:
+        _count(facts.failures, batch.filter(is_failed)["code"])
+    answers = batch.filter(pc.invert(is_failed))
+    if "skipped" in answers.schema.names:
+        reasons = pc.struct_field(answers["skipped"], "code")
+        _count(facts.skipped, reasons.drop_null())
+        answers = answers.filter(reasons.is_null())
+    if not answers.num_rows:
+        return
+    facts.answered += answers.num_rows
+    facts.positive = answers["positive"][0].as_py()
+    _count(facts.labels, answers["label"].fill_null("no answer"))
+    for warnings in answers["warnings"].drop_null().to_pylist():
+        facts.warnings.update({warning["code"] for warning in warnings})
+    if "latency_ms" in answers.schema.names:
+        for number, stage in enumerate(answers["latency_ms"].type):
+            total = pc.sum(pc.struct_field(answers["latency_ms"], number)).as_py() or 0.0
+            facts.milliseconds[stage.name] = facts.milliseconds.get(stage.name, 0.0) + total
+    values = _probabilities(answers, facts.positive).drop_null().to_numpy()
+    bins = np.minimum((values * BINS).astype(int), BINS - 1)
+    facts.histogram = (facts.histogram + np.bincount(bins, minlength=BINS)).tolist()
 
 
-def _probability(row: dict[str, Any]) -> float | None:
-    """Return the score of a series, or the probability of the positive label, or None for a model without one."""
-    if "score" in row:
-        score: float | None = row["score"]
-        return score
-    probability: float | None = dict(row["probabilities"] or ()).get(row["positive"])
-    return probability
+def _count(counter: Counter[str], values: pa.Array) -> None:
+    for found in values.value_counts().to_pylist():
+        counter[found["values"]] += found["counts"]
+
+
+def _probabilities(answers: pa.RecordBatch, positive: str | None) -> pa.Array:
+    """Return the score of each series, or the probability of the positive label; nulls for a model without one."""
+    if "score" in answers.schema.names:
+        return answers["score"]
+    if positive is None:
+        return pa.nulls(answers.num_rows, pa.float64())
+    return pc.map_lookup(answers["probabilities"], positive, "first")

@@ -175,10 +175,10 @@ def _by_folder(scans: Iterable[Unit]) -> Iterator[Unit]:
             continue
         folder = posixpath.dirname(scan.members[0].path)
         for key in [key for key in open_folders if not _is_within(scan, folder, key)]:
-            yield _joined(key, open_folders.pop(key))
+            yield joined(Unit(key[0], key[1], tuple(open_folders.pop(key))))
         open_folders.setdefault((scan.root, scan.archive, folder), []).extend(scan.members)
     for key, members in open_folders.items():
-        yield _joined(key, members)
+        yield joined(Unit(key[0], key[1], tuple(members)))
 
 
 def _is_within(scan: Unit, folder: str, key: tuple[str | None, str | None, str]) -> bool:
@@ -188,12 +188,12 @@ def _is_within(scan: Unit, folder: str, key: tuple[str | None, str | None, str])
     return folder == above or not above or folder.startswith(above.rstrip("/") + "/")
 
 
-def _joined(key: tuple[str | None, str | None, str], members: list[Member]) -> Unit:
-    root, archive, _ = key
-    if len(members) <= _MOST_FILES:
-        return Unit(root, archive, tuple(members))
-    name = posixpath.dirname(Unit(root, archive, (members[0],)).name)
-    problem = f"{name}: {len(members):,} files in one folder"
+def joined(unit: Unit) -> Unit:
+    """Return a unit of several files, or a failure in its place if one process cannot classify so many together."""
+    count = len(unit.members)
+    if count <= _MOST_FILES:
+        return unit
+    name = posixpath.dirname(unit.name)
+    problem = f"{name}: {count:,} files in one folder, or in folders that hold the same series"
     hint = "Sort them into a folder for each study, or use 'mri-edge predict --by series'"
-    error = InputError(problem, hint, code="too_large", value=len(members), limit=_MOST_FILES, source=name)
-    return Unit.failed(error)
+    return Unit.failed(InputError(problem, hint, code="too_large", value=count, limit=_MOST_FILES, source=name))

@@ -1,12 +1,12 @@
-"""The work of the processes of Ray: read scans in tasks, and classify them in actors that keep a model open."""
+"""The work of the processes of Ray: actors that keep a model open, and tasks that read scans for those with a GPU."""
 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,22 @@ from mri_edge.inference.heatmap.picture import draw
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.heatmap.series_pictures import draw_series
 from mri_edge.inference.prediction import Failure, Prediction, frame_name
-from mri_edge.inference.preparing import Prepared, prepare_sources
 from mri_edge.inference.selection import RunOptions
 from mri_edge.inference.series import Plane, SeriesPrediction, classify_slices, combine, plan, what_ran
-from mri_edge.scans.frame import Pixels, as_rgb, gray_channel
 from mri_edge.scans.headers import slice_facts
-from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .guard import MOST_CRASHES, Attempt, Isolation, crashed
 from .inputs import UNIT
+from .packing import packed, unpacked
+from .reading import TOGETHER, Slices, read_ahead, read_units, renamed
 from .schema import FAILED, INPUT, OUTCOME, columns, table
 from .units import Unit, local_files
 
 _PREPARED = "prepared"
-_PER_BLOCK = 128  # scans that travel together from a task to an actor
-_TOGETHER = 8  # scans that are resized together
+PER_BLOCK = 128  # scans that travel together from a task to an actor
 _PICTURES_PER_FOLDER = 1000
-
-Slices = list[Prepared | Failure]
 
 
 @dataclass(frozen=True)
@@ -69,26 +65,19 @@ class Work:
 
 
 def read_scans(inputs: pa.Table, work: Work, preprocessing: Preprocessing, ledger: Any) -> Iterator[pa.Table]:
-    """Read the scans of one task. Yields tables of a number and of pickled slices, with one row for each scan.
+    """Read the scans of one task. Yields tables of a number and of packed slices, with one row for each scan.
 
     If an earlier attempt at the same scans ended its process, each scan is read in a child process.
     """
     if not inputs.num_rows:
         return
     _enter(work.folder)
-    reading = work.run.reading
     numbers = inputs[INPUT].to_pylist()
-    with Attempt(ledger, "read", numbers[0]) as attempt, Isolation() if attempt.earlier else nullcontext() as isolation:
-        for start in range(0, len(numbers), _PER_BLOCK):
-            units = [Unit.from_json(text) for text in inputs[UNIT][start : start + _PER_BLOCK].to_pylist()]
-            if isolation is None:
-                found = _read_units(units, preprocessing, reading)
-            else:
-                found = [_read_isolated(isolation, unit, preprocessing, reading) for unit in units]
-            block = [_packed(slices) for slices in found]
-            yield pa.table(
-                [numbers[start : start + _PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED]
-            )
+    with Attempt(ledger, "read", numbers[0]) as attempt, _isolation(attempt) as isolation:
+        for start in range(0, len(numbers), PER_BLOCK):
+            units = [Unit.from_json(text) for text in inputs[UNIT][start : start + PER_BLOCK].to_pylist()]
+            block = [packed(slices) for slices in read_units(units, preprocessing, work.run.reading, isolation)]
+            yield pa.table([numbers[start : start + PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED])
 
 
 def _enter(folder: Path) -> None:
@@ -96,111 +85,8 @@ def _enter(folder: Path) -> None:
         os.chdir(folder)
 
 
-def _read_isolated(isolation: Isolation, unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Slices:
-    found = isolation.call(_read_units, [unit], preprocessing, reading)
-    return [Failure(unit.name, crashed(unit.name))] if found is None else found[0]
-
-
-def _read_units(units: Sequence[Unit], preprocessing: Preprocessing, reading: ReadOptions) -> list[Slices]:
-    """Return the slices of each scan."""
-    found: list[Slices] = []
-    waiting: list[str] = []
-
-    def read_waiting() -> None:
-        for start in range(0, len(waiting), _TOGETHER):
-            found.extend(_read_files(waiting[start : start + _TOGETHER], preprocessing, reading))
-        waiting.clear()
-
-    for unit in units:
-        if unit.error is None and unit.root is None and unit.archive is None:
-            waiting.append(unit.members[0].path)
-            continue
-        read_waiting()
-        found.append(_read_elsewhere(unit, preprocessing, reading))
-    read_waiting()
-    return found
-
-
-def _read_files(paths: list[str], preprocessing: Preprocessing, reading: ReadOptions) -> list[Slices]:
-    """Return the slices of each file. Several files are resized together, which is faster."""
-    found: list[Slices] = []
-    for result in prepare_sources(paths, preprocessing, reading, keep_pixels=False):
-        index = result.frame.index if isinstance(result, Prepared) else result.index
-        if index == 0:
-            found.append([])
-        found[-1].append(result)
-    if len(found) == len(paths):
-        return found
-    # A file without a first frame cannot be told from its neighbors
-    return [_or_empty(path, prepare_sources([path], preprocessing, reading, keep_pixels=False)) for path in paths]
-
-
-def _or_empty(name: str, slices: Slices) -> Slices:
-    return slices or [Failure(name, InputError(f"{name}: holds no frames", code="damaged", source=name))]
-
-
-def _read_elsewhere(unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Slices:
-    """Return the slices of a scan in an object store or in a zip or tar file."""
-    if unit.error is not None:
-        return [_failure_of(unit.error)]
-    with local_files(unit) as files:
-        ((path, name),) = files.items()
-        if isinstance(name, InputError):
-            return [Failure(unit.name, name)]
-        slices = _or_empty(path, prepare_sources([path], preprocessing, reading, keep_pixels=False))
-        return [_renamed(result, {path: name}) for result in slices]
-
-
-def _renamed(result: Prepared | Failure | Prediction, names: dict[str, str]) -> Any:
-    """Return a result with the name of its scan in place of that of the temporary copy."""
-    if isinstance(result, Prepared):
-        source = result.frame.source
-        return replace(result, frame=replace(result.frame, source=names.get(source or "", source)))
-    source = names.get(result.source or "", result.source)
-    if isinstance(result, Prediction):
-        return replace(result, source=source)
-    error, path = result.error, result.source or ""
-    problem, hint = (text.replace(path, source or "") if path else text for text in (error.problem, error.hint))
-    renamed = InputError(problem, hint, code=error.code, value=error.value, limit=error.limit, source=source)
-    return replace(result, source=source, error=renamed)
-
-
-def _failure_of(record: dict[str, Any]) -> Failure:
-    error = InputError(
-        record["error"], record["hint"], code=record["code"], value=record["value"], limit=record["limit"]
-    )
-    return Failure(record["file"], error)
-
-
-@dataclass(frozen=True)
-class _Gray:
-    """One channel of a gray picture, uint8 (H, W): a third of the bytes."""
-
-    channel: Pixels
-
-
-def _packed(slices: Slices) -> bytes:
-    return pickle.dumps([_smaller(result) for result in slices], protocol=5)
-
-
-def _smaller(result: Prepared | Failure) -> Any:
-    if isinstance(result, Failure):
-        return result
-    frame = result.frame
-    metadata = {key: value for key, value in frame.metadata.items() if not key.startswith("_")}
-    gray = gray_channel(frame.pixels)
-    pixels: Any = frame.pixels if gray is None else _Gray(gray)
-    return replace(result, frame=replace(frame, pixels=pixels, metadata=metadata))
-
-
-def _unpacked(content: bytes) -> Slices:
-    slices: Slices = pickle.loads(content)  # noqa: S301 (from a process of this run)
-    return [
-        replace(result, frame=replace(result.frame, pixels=as_rgb(result.frame.pixels.channel)))
-        if isinstance(result, Prepared) and isinstance(result.frame.pixels, _Gray)
-        else result
-        for result in slices
-    ]
+def _isolation(attempt: Attempt) -> AbstractContextManager[Isolation | None]:
+    return Isolation() if attempt.earlier else nullcontext()
 
 
 class _Model:
@@ -236,26 +122,56 @@ class Classify(_Model):
     """Classifies what ``read_scans`` yields."""
 
     def _rows(self, block: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
-        numbers: list[int] = []
-        slices: Slices = []
-        for number, content in zip(block[INPUT].to_pylist(), block[_PREPARED], strict=True):
-            found = _unpacked(content.as_buffer())
-            numbers += [number] * len(found)
-            slices += found
-        if not numbers:
+        if not block.num_rows:
             return
+        numbers = block[INPUT].to_pylist()
         with Attempt(self._ledger, "classify", numbers[0]) as attempt:
-            if attempt.earlier >= MOST_CRASHES:
-                raise EngineError(
-                    f"the process that runs the model ended {attempt.earlier} times with the same scans",
-                    "Try --engine or --provider with another value, or give the workers more memory",
-                )
-            results = self._classifier.predict_prepared(slices, batch_size=self._work.batch)
-            yield from zip(numbers, (result.to_dict() for result in results), strict=True)
+            _refuse_broken(attempt, MOST_CRASHES)
+            yield from self._classified(numbers, [unpacked(content.as_buffer()) for content in block[_PREPARED]])
+
+    def _classified(self, numbers: list[int], found: list[Slices]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Classify the slices of some inputs together."""
+        every = [number for number, slices in zip(numbers, found, strict=True) for _ in slices]
+        slices = list(chain.from_iterable(found))
+        results = self._classifier.predict_prepared(slices, batch_size=self._work.batch)
+        yield from zip(every, (result.to_dict() for result in results), strict=True)
 
 
-class ReadAndClassify(_Model):
-    """Reads and classifies in one process: series, which are read a few slices at a time, and slices with heatmaps."""
+class ReadAndClassify(Classify):
+    """Reads scans in a thread, one part ahead, and classifies them.
+
+    If an earlier attempt at the same scans ended its process, each scan is read in a child process. Only the model can
+    then end this process.
+    """
+
+    def _rows(self, block: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
+        if not block.num_rows:
+            return
+        numbers, texts = block[INPUT].to_pylist(), block[UNIT].to_pylist()
+        preprocessing, reading = self._classifier.bundle.manifest.preprocessing, self._classifier.reading
+        size = max(self._work.batch or self._classifier.batch_size, TOGETHER)
+
+        with Attempt(self._ledger, "read and classify", numbers[0]) as attempt, _isolation(attempt) as isolation:
+            _refuse_broken(attempt, MOST_CRASHES + 1)
+
+            def read(start: int) -> tuple[list[int], list[Slices]]:
+                units = [Unit.from_json(text) for text in texts[start : start + size]]
+                return numbers[start : start + size], read_units(units, preprocessing, reading, isolation)
+
+            for part in read_ahead(read, range(0, len(numbers), size)):
+                yield from self._classified(*part)
+
+
+def _refuse_broken(attempt: Attempt, most: int) -> None:
+    if attempt.earlier >= most:
+        raise EngineError(
+            f"the process that runs the model ended {attempt.earlier} times with the same scans",
+            "Try --engine or --provider with another value, or give the workers more memory",
+        )
+
+
+class ClassifyWhole(_Model):
+    """Reads and classifies one input after the other: the series of a folder, or a scan with its heatmaps."""
 
     def _rows(self, block: pa.Table) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, text in zip(block[INPUT].to_pylist(), block[UNIT].to_pylist(), strict=True):
@@ -283,11 +199,11 @@ class ReadAndClassify(_Model):
             results = draw_series(results, self._classifier, self._pictures(number), required_score(self._classifier))
         for result in results:
             if isinstance(result, Failure):
-                yield _renamed(result, names)
+                yield renamed(result, names)
                 continue
             facts = tuple(replace(piece, source=names[piece.source]) for piece in result.series.slices)
             series = replace(result.series, slices=facts)
-            answers = tuple(self._relative(_renamed(piece, names)) for piece in result.slices)
+            answers = tuple(self._relative(renamed(piece, names)) for piece in result.slices)
             curve = None if result.curve_file is None else self._below_out(result.curve_file)
             yield replace(result, series=series, slices=answers, curve_file=curve)
 
@@ -295,7 +211,7 @@ class ReadAndClassify(_Model):
         score = required_score(self._classifier)
         folder = self._pictures(number)
         for result in self._classifier.predict_batches(names, batch_size=1, explain=True, keep_pixels=True):
-            result = _renamed(result, names)  # noqa: PLW2901
+            result = renamed(result, names)  # noqa: PLW2901
             if isinstance(result, Prediction) and result.heatmap is not None and result.pixels is not None:
                 make_folder(folder)
                 path = folder / f"{frame_name('heatmap', result.index, result.frames)}.png"

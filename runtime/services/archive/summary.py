@@ -37,7 +37,7 @@ def write_summary(out: Path, record: RunRecord, seconds: float, new: int) -> dic
     facts = read_facts(out, record.inputs)
     summary = {
         "schema_version": _SCHEMA_VERSION,
-        "run": {key: value for key, value in asdict(record).items() if key not in ("sources", "per_task")},
+        "run": {key: value for key, value in asdict(record).items() if key not in ("sources", "per_part")},
         "inputs": facts.inputs,
         "rows": facts.rows,
         "answered": facts.answered,

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -77,7 +77,8 @@ class Unit:
 
     def to_json(self) -> str:
         """Return one line of ASCII. File names that are no valid text survive it."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        record = vars(self) | {"members": [vars(member) for member in self.members]}  # "asdict" takes ten times as long
+        return json.dumps(record, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Unit:

@@ -1,0 +1,124 @@
+"""Join folders that hold slices of the same series, so that the series gets one row, from the headers of all files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mri_edge.errors import InputError
+from mri_edge.scans.headers import slice_facts
+from mri_edge.scans.options import ReadOptions
+
+from .cluster import WORK_CPUS
+from .inputs import UNIT, read_inputs
+from .schema import INPUT
+from .sources import joined
+from .units import Member, Unit
+
+_WAITING = 2  # tasks for each core
+_HASH_BYTES = 8  # of a series: it is in memory for each series of the archive
+
+SeriesOf = tuple[int, set[bytes]]
+
+
+def read_all(folder: Path, count: int, per_part: int) -> Iterator[tuple[int, Unit]]:
+    """Yield the number and the unit of every input in a list."""
+    for start in range(0, count, per_part):
+        for part in read_inputs(folder, start, per_part):
+            for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
+                yield number, Unit.from_json(text)
+
+
+def series_of_inputs(
+    folder: Path, count: int, per_part: int, working_folder: Path, reading: ReadOptions, cpus: int
+) -> Iterator[SeriesOf]:
+    """Yield the series of each input, which tasks of Ray read from the headers. Those of files elsewhere are not read.
+
+    Inputs whose task ends with its process are left out: their scans get their failures when they are classified.
+    """
+    task = ray.remote(num_cpus=WORK_CPUS, max_retries=1)(_series_of_part)
+    waiting: list[Any] = []
+    for start in range(0, count, per_part):
+        waiting.append(task.remote(folder, start, per_part, working_folder, reading))
+        if len(waiting) >= _WAITING * cpus:
+            yield from _first(waiting)
+    while waiting:
+        yield from _first(waiting)
+
+
+def _first(waiting: list[Any]) -> list[SeriesOf]:
+    """Remove the first tasks that end, and return what they found."""
+    (ended,), waiting[:] = ray.wait(waiting)
+    try:
+        found: list[SeriesOf] = ray.get(ended)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+        return []
+    return found
+
+
+def _series_of_part(
+    folder: Path, start: int, per_part: int, working_folder: Path, reading: ReadOptions
+) -> list[SeriesOf]:
+    with suppress(OSError):  # not on this node
+        os.chdir(working_folder)
+    found = []
+    for part in read_inputs(folder, start, per_part):
+        for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
+            unit = Unit.from_json(text)
+            if unit.error is None and unit.root is None and unit.archive is None:
+                found.append((number, _series_of(unit, reading)))
+    return found
+
+
+def _series_of(unit: Unit, reading: ReadOptions) -> set[bytes]:
+    facts = slice_facts((member.path for member in unit.members), reading)
+    return {
+        hashlib.blake2b(piece.series.encode(), digest_size=_HASH_BYTES).digest()
+        for piece in facts
+        if not isinstance(piece, InputError) and piece.series
+    }
+
+
+def leaders(found: Iterable[SeriesOf]) -> dict[int, int]:
+    """Return, for each input that shares a series with an earlier one, the first input that it belongs to.
+
+    It takes about 200 bytes of memory for each series.
+    """
+    above: dict[int, int] = {}
+
+    def first(number: int) -> int:
+        while number in above:
+            above[number] = above.get(above[number], above[number])  # shortens the path for the next call
+            number = above[number]
+        return number
+
+    owner: dict[bytes, int] = {}
+    for number, series in found:
+        for key in series:
+            one, other = sorted((first(owner.setdefault(key, number)), first(number)))
+            if one != other:
+                above[other] = one
+    return {number: first(number) for number in above}
+
+
+def join(units: Iterable[tuple[int, Unit]], again: Iterable[tuple[int, Unit]], above: dict[int, int]) -> Iterator[Unit]:
+    """Yield the units of a list, with the files of those that ``leaders`` found in the first unit of each.
+
+    ``units`` and ``again`` read the same list: only files of units that are joined are in memory.
+    """
+    more: dict[int, list[Member]] = {}
+    for number, unit in units:
+        if number in above:
+            more.setdefault(above[number], []).extend(unit.members)
+    for number, unit in again:
+        if number in more:
+            yield joined(replace(unit, members=(*unit.members, *more.pop(number))))
+        elif number not in above:
+            yield unit
