@@ -16,7 +16,6 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from mri_edge import Classifier
-from mri_edge.inference.explanation import HOT_SPOT
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TARGET = CHECKOUT / "docs" / "assets" / "predict.png"
@@ -52,7 +51,7 @@ def _scan_with_a_tumor(folder: Path) -> Path:
             scan.save(path)
             prediction = classifier.predict(path, explain=True)
             heatmap = prediction.heatmap
-            if prediction.label == prediction.positive and heatmap is not None and heatmap.max() >= HOT_SPOT:
+            if prediction.label == prediction.positive and heatmap is not None and heatmap.max() >= prediction.hot_spot:
                 return path
             path.unlink()
     sys.exit(f"{SCAN.name}: the model calls no tumor, or has no hot spot, with this lesion. Change CENTER or RADIUS")
