@@ -15,7 +15,7 @@ from mri_edge.inference.tuned_profile import library_versions
 
 COMMITTED = CHECKOUT / "benchmarks" / "results"
 FRESH = CHECKOUT / "build" / "bench"
-MAIN = "x86_64-avx2"  # the documents show the record of this kind of machine in full
+MAIN = "x86_64-vnni"  # the documents show the record of this kind of machine in full
 # A kind is named after the first of these that it has, because the speed of int8, and so most ratios, depend on it.
 _INT8_INSTRUCTIONS = ("amx-int8", "vnni", "i8mm", "dotprod", "avx2", "neon")
 
