@@ -65,8 +65,8 @@ def finetune(
     stages
         Prefixes of the layer names of each stage of the backbone, from the input upwards.
     checkpoint
-        File for the state, saved after every epoch and at the end; if it exists, training continues from it and ends with the same
-        weights as an uninterrupted one.
+        File for the state, saved after every epoch and at the end; if it exists, training continues from it and ends
+        with the same weights as an uninterrupted one.
 
     Returns
     -------
