@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare.olive_peer import olive_model
+from benchmarks.compare.olive_peer import OPTION, olive_model
 from benchmarks.compare.roof import multiply_adds
 from benchmarks.compare.run_peer import run_in_process
 from benchmarks.compare.subjects import SCALED_BACK, Subject, bundles, subjects_of
@@ -99,8 +99,7 @@ def is_shipped_model(name: str, bundle: Bundle) -> bool:
 
 def main() -> None:
     """Measure all subjects, round by round, and write the record."""
-    olive = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}
-    options = parse_arguments(__doc__, "one thread each, on a clock that excludes the wait for a core", olive=olive)
+    options = parse_arguments(__doc__, "one thread each, on a clock that excludes the wait for a core", olive=OPTION)
     rounds = BUSY_ROUNDS if options.busy else ROUNDS
     data, threads, opened = data_folder(), 1 if options.busy else available_cpus(), bundles()
     images = {name: reference_images(bundle, data) for name, bundle in opened.items()}

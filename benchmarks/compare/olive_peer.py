@@ -17,6 +17,7 @@ from mri_edge.errors import DataError, MriEdgeError
 from mri_edge.export.calibration.images import draw, read_batches, record
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
+OPTION = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}  # --olive
 PROGRAM = Path(__file__).with_name("olive_best.py")
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.compare.engines import APP, add_ratios
-from benchmarks.compare.olive_peer import olive_model
+from benchmarks.compare.olive_peer import OPTION, olive_model
 from benchmarks.compare.subjects import OLIVE, bundles
 from benchmarks.processes import SCANS, output, program, script, wall_seconds
 from benchmarks.records.store import facts, parse_arguments, save
@@ -98,8 +98,7 @@ def app_rate(name: str) -> Rate:
 
 def main() -> None:
     """Measure all subjects in turn, and write the record."""
-    help = {"metavar": "PYTHON", "help": "a Python with olive-ai; its model is kept in build/bench"}
-    options = parse_arguments(__doc__, "fewer rounds", olive=help)
+    options = parse_arguments(__doc__, "fewer rounds", olive=OPTION)
     rounds, watch, meter = BUSY_ROUNDS if options.busy else ROUNDS, Watch(), find_meter()
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number:04}.jpg" for number in range(_MOST)]

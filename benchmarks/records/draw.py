@@ -21,8 +21,9 @@ from benchmarks.compare import roof
 from benchmarks.records import server_table, store, whole_table
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
-BLOCK = re.compile(r"(<!-- benchmarks: tables.*? -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
-_OTHER_BLOCKS = {server_table.BLOCK: server_table.content, whole_table.BLOCK: whole_table.content}
+_BLOCK = r"(<!-- benchmarks: {} -->\n).*?(<!-- benchmarks: end -->)"
+_TABLES = "tables"
+_OTHER_TABLES = {"server": server_table.table, "whole": whole_table.table}  # by the name of block and record
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
 _FRAMEWORKS = ("keras", "tf.function", "Olive")
 
@@ -219,12 +220,21 @@ def _spread(spread: dict[str, float] | None, number: Callable[[float], str] = _n
     return "{} ({} to {})".format(*(number(spread[name]) for name in ("value", "low", "high"))) if spread else ""
 
 
+def _find_block(name: str, text: str) -> re.Match[str] | None:
+    return re.search(_BLOCK.format(name), text, re.DOTALL)
+
+
+def _of_each_kind(name: str) -> str:
+    records = {kind: store.load(name, kind) for kind in store.kinds()}
+    return "\n\n".join(_OTHER_TABLES[name](kind, record) for kind, record in records.items() if record)
+
+
 def drawn(text: str, path: Path, found: dict[str, Records]) -> str:
     """Return a document with its tables as the records say."""
     content = tables(found, Path(os.path.relpath(store.COMMITTED, path.parent)).as_posix())
-    contents = {BLOCK: content, **{block: make() for block, make in _OTHER_BLOCKS.items()}}
-    for block, made in contents.items():
-        if match := block.search(text):
+    contents = {_TABLES: content, **{name: _of_each_kind(name) for name in _OTHER_TABLES}}
+    for name, made in contents.items():
+        if match := _find_block(name, text):
             text = f"{text[: match.end(1)]}\n{made}\n\n{text[match.start(2) :]}"
     return text
 
@@ -238,7 +248,7 @@ def main(arguments: list[str] | None = None, *, root: Path = store.CHECKOUT) -> 
     wanted = {store.COMMITTED / kind / "README.md": page(kind, records) for kind, records in found.items()}
     for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8")
-        if any(block.search(text) for block in (BLOCK, *_OTHER_BLOCKS)):
+        if any(_find_block(name, text) for name in (_TABLES, *_OTHER_TABLES)):
             wanted[path] = drawn(text, path, found)
     if check:
         wrong = [f"{path}: differs" for path, text in wanted.items() if path.read_text(encoding="utf-8") != text]

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from benchmarks.records import store
 
-BLOCK = re.compile(r"(<!-- benchmarks: server -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
-
-
-def content() -> str:
-    """Return the table of each kind of machine that has a record."""
-    records = {kind: store.load("server", kind) for kind in store.kinds()}
-    return "\n\n".join(_table(kind, record) for kind, record in records.items() if record)
-
-
-def _table(kind: str, record: dict[str, Any]) -> str:
+def table(kind: str, record: dict[str, Any]) -> str:
+    """Return the table of one kind of machine and a sentence about latency."""
     machine, latency = record["machine"], record["latency"]
     lines = [
         f"`{kind}`, {machine['cores']} cores, which the load generator and other programs used too (load average "

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
-
-from benchmarks.records import store
-
-BLOCK = re.compile(r"(<!-- benchmarks: whole -->\n).*?(<!-- benchmarks: end -->)", re.DOTALL)
-
-
-def content() -> str:
-    """Return the table of each kind of machine that has a record."""
-    records = {kind: store.load("whole", kind) for kind in store.kinds()}
-    return "\n\n".join(_table(kind, record) for kind, record in records.items() if record)
 
 
 def by_rate(record: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -22,7 +11,8 @@ def by_rate(record: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return sorted(rows, key=lambda row: (record["models"].index(row[0]), -row[2]["scans_per_s"]["value"]))
 
 
-def _table(kind: str, record: dict[str, Any]) -> str:
+def table(kind: str, record: dict[str, Any]) -> str:
+    """Return the table of one kind of machine."""
     machine, energy = record["machine"], record["energy"]
     lines = [
         f"`{kind}`, {machine['cores']} cores; {record['rounds']} rounds in turn; in brackets the lowest and the "

@@ -31,9 +31,13 @@ SeriesOf = tuple[int, set[bytes]]
 def read_all(folder: Path, count: int, per_part: int) -> Iterator[tuple[int, Unit]]:
     """Yield the number and the unit of every input in a list."""
     for start in range(0, count, per_part):
-        for part in read_inputs(folder, start, per_part):
-            for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
-                yield number, Unit.from_json(text)
+        yield from _read_part(folder, start, per_part)
+
+
+def _read_part(folder: Path, start: int, per_part: int) -> Iterator[tuple[int, Unit]]:
+    for part in read_inputs(folder, start, per_part):
+        for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
+            yield number, Unit.from_json(text)
 
 
 def series_of_inputs(
@@ -68,13 +72,8 @@ def _series_of_part(
 ) -> list[SeriesOf]:
     with suppress(OSError):  # not on this node
         os.chdir(working_folder)
-    found = []
-    for part in read_inputs(folder, start, per_part):
-        for number, text in zip(part[INPUT].to_pylist(), part[UNIT].to_pylist(), strict=True):
-            unit = Unit.from_json(text)
-            if unit.error is None and unit.root is None and unit.archive is None:
-                found.append((number, _series_of(unit, reading)))
-    return found
+    units = _read_part(folder, start, per_part)
+    return [(number, _series_of(unit, reading)) for number, unit in units if unit.error is None and unit.is_local]
 
 
 def _series_of(unit: Unit, reading: ReadOptions) -> set[bytes]:

@@ -42,7 +42,7 @@ def read_units(
         waiting.clear()
 
     for unit in units:
-        if unit.error is None and unit.root is None and unit.archive is None:
+        if unit.error is None and unit.is_local:
             waiting.append(unit.members[0].path)
             continue
         read_waiting()

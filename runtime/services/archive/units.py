@@ -66,6 +66,11 @@ class Unit:
         return cls(None, None, (), Failure(error.source, error).to_dict())
 
     @property
+    def is_local(self) -> bool:
+        """Whether the members are files of this machine, which need no copy."""
+        return self.root is None and self.archive is None
+
+    @property
     def name(self) -> str:
         """The name of the first file for people and results."""
         return self.name_of(self.members[0])
@@ -144,7 +149,7 @@ def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
 
     Files of object stores and members of zip and tar files are copied to a temporary folder for the time of the block.
     """
-    if unit.root is None and unit.archive is None:
+    if unit.is_local:
         yield {member.path: member.path for member in unit.members}
         return
     with tempfile.TemporaryDirectory(prefix="mri-edge-scans-") as folder:

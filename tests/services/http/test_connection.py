@@ -112,11 +112,16 @@ def everything(sock):
     return received
 
 
+def asking(server, request, header):
+    """Return a connection on which a request with this header was sent."""
+    sock = socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
+    sock.sendall(request + b" HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n")
+    return sock
+
+
 def refused_chunks(server):
     """Return a connection with the headers of a request that is refused before its body."""
-    sock = socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
-    sock.sendall(b"POST /none HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-    return sock
+    return asking(server, b"POST /none", b"Transfer-Encoding: chunked")
 
 
 def wait_until_closed(server):
@@ -186,14 +191,8 @@ def large_answers(held, monkeypatch):
     return server
 
 
-def asking(server):
-    sock = socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S)
-    sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    return sock
-
-
 def test_a_client_that_never_reads_its_answer_is_disconnected(large_answers):
-    with asking(large_answers) as sock:
+    with asking(large_answers, b"GET /", b"Connection: close") as sock:
         assert sock.recv(1, socket.MSG_PEEK)
         wait_until_closed(large_answers)
         assert len(everything(sock)) < len(LARGE)
@@ -201,7 +200,7 @@ def test_a_client_that_never_reads_its_answer_is_disconnected(large_answers):
 
 def test_a_client_that_reads_slowly_gets_its_whole_answer(large_answers):
     received, start = 0, time.monotonic()
-    with asking(large_answers) as sock:
+    with asking(large_answers, b"GET /", b"Connection: close") as sock:
         while piece := sock.recv(8 << 20, socket.MSG_WAITALL):
             received += len(piece)
             time.sleep(0.5)
