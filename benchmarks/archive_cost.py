@@ -1,6 +1,6 @@
 """Measure what `mri-edge archive` costs: CPU time by process, bytes and memory, beside `predict -r` on the same scans.
 
-    python -m benchmarks.archive_cost --sizes 1000 10000
+    python -m benchmarks.archive_cost --sizes 1000 10000 --rounds 5
     python -m benchmarks.archive_cost --sizes 4000 --nodes     # one node of two cores, and two nodes of one
     python -m benchmarks.archive_cost --plan 1000000 10000000  # what the driver keeps before anything runs
 
@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -134,31 +135,53 @@ def measure(command: list[str], scans: int, out: Path | None = None) -> Cost:
     return cost
 
 
-def compare(sizes: list[int], folder: Path, model: str) -> dict[str, Any]:
-    """Measure both commands at each size, in turn, and return the costs and those of one more scan."""
-    found: dict[str, list[Cost]] = {"predict": [], "archive": []}
-    for scans in sizes:
-        source, out = folder / f"slices-{scans}", folder / f"out-{scans}"
+def compare(sizes: list[int], folder: Path, model: str, rounds: int) -> dict[str, Any]:
+    """Measure both commands at each size, in turn, and return the costs and those of one more scan.
+
+    The order of the commands changes with every round, because the speed of a shared machine drifts.
+    """
+    sources = {scans: folder / f"slices-{scans}" for scans in sizes}
+    for scans, source in sources.items():
         make_slices(scans, source)
-        predict = [PROGRAM, "predict", "-r", "--json", "--model", model, str(source)]
-        archive = [PROGRAM, "archive", "--model", model, str(source), "--out", str(out)]
-        found["predict"].append(measure(predict, scans))
-        found["archive"].append(measure(archive, scans, out))
-        shutil.rmtree(source)
-        for name, costs in found.items():
-            print(name, json.dumps(asdict(costs[-1])), flush=True)
-    result: dict[str, Any] = {name: [asdict(cost) for cost in costs] for name, costs in found.items()}
+    found: dict[str, list[list[Cost]]] = {"predict": [], "archive": []}
+    for number in range(rounds):
+        for costs in found.values():
+            costs.append([])
+        for scans, source in sources.items():
+            out = folder / f"out-{number}-{scans}"
+            commands = {
+                "predict": [PROGRAM, "predict", "-r", "--json", "--model", model, str(source)],
+                "archive": [PROGRAM, "archive", "--model", model, str(source), "--out", str(out)],
+            }
+            for name in sorted(commands, reverse=number % 2 == 0):
+                cost = measure(commands[name], scans, out if name == "archive" else None)
+                found[name][-1].append(cost)
+                print(name, json.dumps(asdict(cost)), file=sys.stderr, flush=True)
+            shutil.rmtree(out)
+    result: dict[str, Any] = {name: [list(map(asdict, costs)) for costs in all_] for name, all_ in found.items()}
     if len(sizes) > 1:
-        result["ms_per_scan"] = {name: _marginal(costs[0], costs[-1]) for name, costs in found.items()}
-        totals = {name: sum(parts.values()) for name, parts in result["ms_per_scan"].items()}
-        result["rate_for_the_same_cpu_time"] = round(totals["predict"] / totals["archive"], 3)
+        of_one = {name: [_marginal(costs[0], costs[-1]) for costs in all_] for name, all_ in found.items()}
+        result["ms_per_scan"] = {name: _medians(costs) for name, costs in of_one.items()}
+        rates = [
+            sum(predict.values()) / sum(archive.values())
+            for predict, archive in zip(of_one["predict"], of_one["archive"], strict=True)
+        ]
+        result["rate_for_the_same_cpu_time"] = {
+            "median": round(statistics.median(rates), 3),
+            "rounds": [round(rate, 3) for rate in rates],
+        }
     return result
 
 
 def _marginal(small: Cost, large: Cost) -> dict[str, float]:
     """Return CPU milliseconds of one more scan by role."""
     more = large.scans - small.scans
-    return {role: round(1e3 * (value - small.cpu.get(role, 0.0)) / more, 3) for role, value in large.cpu.items()}
+    return {role: 1e3 * (value - small.cpu.get(role, 0.0)) / more for role, value in large.cpu.items()}
+
+
+def _medians(costs: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median of every role."""
+    return {role: round(statistics.median(cost.get(role, 0.0) for cost in costs), 3) for role in costs[0]}
 
 
 def nodes(scans: int, folder: Path, rounds: int) -> dict[str, list[float]]:
@@ -221,7 +244,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--model", default="lite")
     parser.add_argument("--nodes", action="store_true", help="compare one node of two cores with two nodes of one")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2, help="measurements of each subject, in turn")
     parser.add_argument("--plan", type=int, nargs="+", help="only measure the list of tasks for so many inputs")
     options = parser.parse_args()
     if options.plan:
@@ -231,7 +254,7 @@ def main() -> None:
         if options.nodes:
             print(json.dumps(nodes(options.sizes[-1], Path(folder), options.rounds), indent=2))
         else:
-            print(json.dumps(compare(options.sizes, Path(folder), options.model), indent=2))
+            print(json.dumps(compare(options.sizes, Path(folder), options.model, options.rounds), indent=2))
 
 
 if __name__ == "__main__":

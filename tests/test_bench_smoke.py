@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,12 +60,12 @@ run = OnnxRuntimeEngine.run_outputs
 OnnxRuntimeEngine.run_outputs = lambda self, batch, names: run(self, batch[..., ::-1].copy(), names)
 """,
 }
-PROGRAM = "import sys{}\nfrom benchmarks.guard import smoke\nsys.exit(smoke.main(sys.argv[1:]))"
+PROGRAM = "import sys{}\nfrom benchmarks.guard import smoke\n{}\nsys.exit(smoke.main(sys.argv[1:]))"
 
 
-def smoke(fault: str, out: Path) -> subprocess.CompletedProcess[str]:
-    program = PROGRAM.format(FAULTS[fault])
-    command = [sys.executable, "-c", program, "--quick", "--out", str(out)]
+def smoke(fault: str, out: Path, *options: str, setting: str = "") -> subprocess.CompletedProcess[str]:
+    program = PROGRAM.format(FAULTS[fault], setting)
+    command = [sys.executable, "-c", program, "--quick", "--out", str(out), *options]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
@@ -173,18 +174,33 @@ def test_comparison_that_is_impossible_on_this_machine_is_not_worse(guard, what,
 @pytest.mark.parametrize(
     ("fault", "stage"),
     [
-        ("a sleep in the resizer", "latency, resize"),
-        ("a sleep in the decoder", "latency, decode"),
         ("exchanged channels in the decoder", "accuracy, pixels"),
         ("exchanged channels in the resizer", "accuracy, tensor"),
         ("exchanged channels in the engine", "accuracy, probabilities"),
     ],
 )
 def test_planted_fault_is_detected_and_its_stage_is_named_first(fault, stage, tmp_path):
-    done = smoke(fault, tmp_path / "fresh.json")
+    assert worse_lines(fault, tmp_path)[0].startswith(f"WORSE  {stage}: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "stage"), [("a sleep in the resizer", "latency, resize"), ("a sleep in the decoder", "latency, decode")]
+)
+def test_planted_slowdown_is_detected_and_exceeds_its_limit_most(fault, stage, tmp_path):
+    """Beside other programs, another stage may exceed its limit a little."""
+
+    def excess(line: str) -> float:
+        ratio, limit = re.search(r": ([\d.]+) times, .*limit ([\d.]+)$", line).groups()
+        return float(ratio) / float(limit)
+
+    assert max(worse_lines(fault, tmp_path), key=excess).startswith(f"WORSE  {stage}: ")
+
+
+def worse_lines(fault: str, folder: Path) -> list[str]:
+    """Return the lines about what is worse in one model with a fault, which is measured only twice again."""
+    done = smoke(fault, folder / "fresh.json", "--model", "small", setting="smoke._REPEATS = 2")
     assert done.returncode == 5, done.stdout + done.stderr
-    worse = [line for line in done.stdout.splitlines() if line.startswith("WORSE  ")]
-    assert worse[0].startswith(f"WORSE  {stage}: ")
+    return [line for line in done.stdout.splitlines() if line.startswith("WORSE  ")]
 
 
 def test_float_twin_is_the_same_network(guard, tmp_path):
