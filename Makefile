@@ -95,6 +95,8 @@ bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## me
 	$(BIN)/python -m benchmarks.compare.engines $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.cold_start $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.roof $(if $(BUSY),--busy)
+	$(BIN)/python -m benchmarks.compare.whole $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
+	$(BIN)/python -m benchmarks.compare.training $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.records.claims; claims=$$?; \
 		$(if $(BUSY),echo "suites: skipped on a busy machine",$(BIN)/pytest benchmarks/suites -s) && exit $$claims
 

@@ -80,8 +80,14 @@ def rate_of(command: Command, scans: Sequence[Path], meter: EnergyMeter | None) 
 
 
 def enough(command: Command, files: Sequence[Path]) -> Sequence[Path]:
-    """Return so many of the ``files`` that a process takes some seconds for them."""
-    rate, _ = rate_of(command, files[:_FEWEST], None)
+    """Return so many of the ``files`` that a process takes some seconds for them.
+
+    A few files say little about the rate, because the start of a process varies by more than they take. So the number
+    doubles until a process takes half of the time.
+    """
+    count = _FEWEST
+    while count < _MOST and (count - 1) / (rate := rate_of(command, files[:count], None)[0]) < _SECONDS / 2:
+        count *= 2
     return files[: min(_MOST, max(_FEWEST, round(rate * _SECONDS)))]
 
 

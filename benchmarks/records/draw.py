@@ -18,12 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.compare import roof
-from benchmarks.records import server_table, store, whole_table
+from benchmarks.records import server_table, store, training_table, whole_table
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
 _BLOCK = r"(<!-- benchmarks: {} -->\n).*?(<!-- benchmarks: end -->)"
 _TABLES = "tables"
-_OTHER_TABLES = {"server": server_table.table, "whole": whole_table.table}  # by the name of block and record
+_OTHER_TABLES = {  # by the name of block and record
+    "server": server_table.table,
+    "training": training_table.table,
+    "whole": whole_table.table,
+}
 _LIBRARIES = ("onnxruntime", "openvino", "ai-edge-litert", "tensorflow", "keras", "olive-ai")
 _FRAMEWORKS = ("keras", "tf.function", "Olive")
 

@@ -97,8 +97,24 @@ def finetune(
 
     backbone.trainable = False
     run(0, schedule.warmup_steps, keras.optimizers.Adam(schedule.warmup_rate))
-    _unfreeze(backbone, tuple(stages[: schedule.frozen_stages]))
-    optimizer = keras.optimizers.AdamW(
+    unfreeze(backbone, stages[: schedule.frozen_stages])
+    optimizer = fine_tuning_optimizer(schedule)
+    run(schedule.warmup_steps, total, optimizer)
+    optimizer.finalize_variable_values(network.trainable_variables)
+    return losses
+
+
+def unfreeze(backbone: Any, frozen: Sequence[str]) -> None:
+    """Let all layers of a backbone train, except those whose names begin with one of ``frozen``."""
+    backbone.trainable = True
+    for layer in backbone.layers:
+        layer.trainable = not layer.name.startswith(tuple(frozen))
+
+
+def fine_tuning_optimizer(schedule: FineTuning) -> Any:
+    """Return AdamW with the rates, decay, clipping and averaging of a schedule."""
+    keras = load_keras("train")
+    return keras.optimizers.AdamW(
         keras.optimizers.schedules.CosineDecay(
             0.0,
             max(1, schedule.steps - schedule.rise),
@@ -111,15 +127,6 @@ def finetune(
         use_ema=True,
         ema_momentum=schedule.averaging,
     )
-    run(schedule.warmup_steps, total, optimizer)
-    optimizer.finalize_variable_values(network.trainable_variables)
-    return losses
-
-
-def _unfreeze(backbone: Any, frozen: tuple[str, ...]) -> None:
-    backbone.trainable = True
-    for layer in backbone.layers:
-        layer.trainable = not layer.name.startswith(frozen)
 
 
 def prefetch(make_batch: Callable[[int], Made], count: int, first: int = 0) -> Iterator[Made]:
