@@ -106,6 +106,7 @@ def schedule_of(recipe: RecipeSpec) -> dict[str, Any]:
             "largest_gradient": schedule.largest_gradient,
             "averaging": schedule.averaging,
             **({"runs": schedule.runs} if schedule.runs > 1 else {}),
+            **({"initial_share": schedule.initial_share} if schedule.initial_share else {}),
         }
     return {
         "epochs": schedule.epochs,
@@ -162,9 +163,12 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     # Copy the weights to a network that computes in float32, which is exported.
     network = build_in_precision(None, recipe, classes, job.seed, "float32")
     network.whole.set_weights([np.mean(arrays, axis=0) for arrays in zip(*(run.weights for run in runs), strict=True)])
+    quick = build_in_precision(job.weights, recipe, classes, job.seed, precision)
+    if share := schedule.initial_share:
+        pairs = zip(network.backbone.get_weights(), quick.backbone.get_weights(), strict=True)
+        network.backbone.set_weights([(1 - share) * tuned + share * initial for tuned, initial in pairs])
     policy = recipe.calibration or Calibration()
     temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
-    quick = build_in_precision(None, recipe, classes, job.seed, precision)
     quick.whole.set_weights(network.whole.get_weights())
     return Trained(
         network,

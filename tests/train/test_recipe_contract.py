@@ -428,6 +428,23 @@ def test_weights_are_the_mean_of_runs_from_the_same_start_with_other_views(
     assert trained.details["plan"]["runs"] == 3
 
 
+def test_a_share_of_the_backbone_keeps_its_initial_weights(two_layers, collection, roles, tiny_recipe, runs):
+    trained = trained_on(collection, roles, tiny_recipe, runs=2, initial_share=0.25)
+    (initial, _, first), (_, _, second) = runs
+    backbone = len(trained.network.backbone.get_weights())
+    assert 0 < backbone < len(initial)
+    assert not same(initial[:backbone], first[:backbone])
+    for found, start, *ends in list(zip(trained.network.whole.get_weights(), initial, first, second, strict=True))[
+        :backbone
+    ]:
+        np.testing.assert_allclose(found, 0.25 * start + 0.75 * np.mean(ends, axis=0), rtol=1e-5, atol=1e-7)
+    # The head keeps no share. The temperature divides its last layer.
+    for found, *ends in list(zip(trained.network.whole.get_weights(), first, second, strict=True))[-2:]:
+        np.testing.assert_allclose(found * trained.temperature, np.mean(ends, axis=0), rtol=1e-5)
+    assert same(trained.quick.whole.get_weights(), trained.network.whole.get_weights())
+    assert trained.details["plan"]["initial_share"] == 0.25
+
+
 @pytest.mark.parametrize("ended", [1, 2])
 def test_runs_that_have_ended_are_not_trained_again(
     two_layers, collection, roles, tiny_recipe, runs, tmp_path, monkeypatch, ended

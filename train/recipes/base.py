@@ -62,6 +62,7 @@ class ScanViews:
     white_level: Range = (0.75, 1.25)
     log_gamma: float = 0.5  # of the gamma, in both directions
     contrast: Range = (0.45, 1.05)
+    filter_probability: float = 0.0  # filter with a random network of convolutions
     focus_probability: float = 0.35  # blur, lose resolution or sharpen
     noise_probability: float = 0.3
     noise: Range = (1.0, 8.0)  # standard deviation in gray levels
@@ -119,7 +120,10 @@ class FineTuning(Schedule):
         Fraction of the target probability that is spread evenly over all classes.
     runs
         Fine-tunings from the same initial weights with other views, of which the weights are averaged: a "model soup"
-        (Wortsman et al. 2022).
+        (Wortsman et al. 2022, arXiv 2203.05482).
+    initial_share
+        Share of the backbone's initial weights in the result, next to the fine-tuned ones: "WiSE-FT" (Wortsman et al.
+        2022, arXiv 2109.01903). Features from before the fine-tuning depend less on the sources.
     """
 
     epoch_images: int
@@ -132,6 +136,7 @@ class FineTuning(Schedule):
     averaging: float
     label_smoothing: float
     runs: int = 1
+    initial_share: float = 0.0
 
     @property
     def steps(self) -> int:

@@ -20,6 +20,8 @@ from mri_edge.scans.framing import Box, Gray, cut, head_box, square_around, to_g
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.recipes.base import ScanViews
 
+from .random_filter import random_filter
+
 _Field = NDArray[np.float32]
 
 DEFAULT = ScanViews()
@@ -101,6 +103,9 @@ def augment(
         field = _uneven_coil(rng, field, transforms)
     if rng.random() < transforms.window_probability:
         field = _window(rng, field, transforms)
+    # Recipes without filters draw the same views as before there were any.
+    if transforms.filter_probability and rng.random() < transforms.filter_probability:
+        field = random_filter(rng, field)
     field = _degrade(rng, field, transforms)
     if rng.random() < transforms.writing_probability:
         field = _write_at_edges(rng, field)
