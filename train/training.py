@@ -182,6 +182,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
             "batch": schedule.batch,
             "label_smoothing": schedule.label_smoothing,
             "drawn_lesion_share": recipe.scan_views.lesion_probability if classes == 2 else 0,
+            "filtered_share": recipe.scan_views.filter_probability,
             "loss_by_epoch": np.mean([_means(run.losses, schedule.epoch_steps) for run in runs], axis=0).tolist(),
             **_calibration_facts(job, policy, temperature),
         },

@@ -66,6 +66,7 @@ def test_robust_recipe_is_that_of_the_shipped_model():
     assert details["batch"] == ROBUST.schedule.batch
     assert details["label_smoothing"] == ROBUST.schedule.label_smoothing
     assert details["drawn_lesion_share"] == ROBUST.transforms.lesion_probability
+    assert details["filtered_share"] == ROBUST.transforms.filter_probability
     assert details["target_sensitivity"] == ROBUST.calibration.target_sensitivity == 0.95
     assert Head(**details["architecture"]) == ROBUST.head
 
