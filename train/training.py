@@ -164,9 +164,9 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     network = build_in_precision(None, recipe, classes, job.seed, "float32")
     network.whole.set_weights([np.mean(arrays, axis=0) for arrays in zip(*(run.weights for run in runs), strict=True)])
     quick = build_in_precision(job.weights, recipe, classes, job.seed, precision)
-    if share := schedule.initial_share:
+    if kept := schedule.initial_share:
         pairs = zip(network.backbone.get_weights(), quick.backbone.get_weights(), strict=True)
-        network.backbone.set_weights([(1 - share) * tuned + share * initial for tuned, initial in pairs])
+        network.backbone.set_weights([(1 - kept) * tuned + kept * initial for tuned, initial in pairs])
     policy = recipe.calibration or Calibration()
     temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
     quick.whole.set_weights(network.whole.get_weights())
@@ -182,7 +182,7 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
             "batch": schedule.batch,
             "label_smoothing": schedule.label_smoothing,
             "drawn_lesion_share": recipe.scan_views.lesion_probability if classes == 2 else 0,
-            "filtered_share": recipe.scan_views.filter_probability,
+            **({"filtered_share": share} if (share := recipe.scan_views.filter_probability) else {}),
             "loss_by_epoch": np.mean([_means(run.losses, schedule.epoch_steps) for run in runs], axis=0).tolist(),
             **_calibration_facts(job, policy, temperature),
         },

@@ -60,25 +60,18 @@ def tiny_recipe():
 # --- records
 
 
-def test_robust_recipe_is_that_of_the_shipped_model():
-    details = Bundle.open("vgg16").manifest.training.details
-    assert details["plan"] == training.schedule_of(ROBUST)
-    assert details["batch"] == ROBUST.schedule.batch
-    assert details["label_smoothing"] == ROBUST.schedule.label_smoothing
-    assert details["drawn_lesion_share"] == ROBUST.transforms.lesion_probability
-    assert details["filtered_share"] == ROBUST.transforms.filter_probability
-    assert details["target_sensitivity"] == ROBUST.calibration.target_sensitivity == 0.95
-    assert Head(**details["architecture"]) == ROBUST.head
-
-
-def test_lite_recipe_is_that_of_the_shipped_model():
-    manifest = Bundle.open("lite").manifest
+@pytest.mark.parametrize(("name", "recipe"), [("vgg16", ROBUST), ("lite", LITE)])
+def test_recipe_is_that_of_the_shipped_model(name, recipe):
+    manifest = Bundle.open(name).manifest
     details = manifest.training.details
-    assert details["plan"] == training.schedule_of(LITE)
-    assert details["batch"] == LITE.schedule.batch
-    assert details["label_smoothing"] == LITE.schedule.label_smoothing
-    assert Head(**details["architecture"]) == LITE.head
-    assert manifest.preprocessing == LITE.preprocessing
+    assert details["plan"] == training.schedule_of(recipe)
+    assert details["batch"] == recipe.schedule.batch
+    assert details["label_smoothing"] == recipe.schedule.label_smoothing
+    assert details["drawn_lesion_share"] == recipe.transforms.lesion_probability
+    assert details.get("filtered_share", 0) == recipe.transforms.filter_probability
+    assert details["target_sensitivity"] == recipe.calibration.target_sensitivity == 0.95
+    assert Head(**details["architecture"]) == recipe.head
+    assert manifest.preprocessing == recipe.preprocessing
 
 
 def test_small_recipe_is_that_of_the_shipped_model():
