@@ -33,6 +33,8 @@ help:  ## list the targets
 demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 	$(BIN)/mri-edge predict examples/
 
+# As in the program: see main() in runtime/cli.py.
+test coverage: export OPENBLAS_NUM_THREADS ?= 1
 test: lint  ## run every check: ruff, import-linter, mypy, pytest
 	$(BIN)/pytest $(PYTEST_ARGS)
 

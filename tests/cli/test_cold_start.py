@@ -115,3 +115,26 @@ def test_exit_reports_output_that_cannot_be_written() -> None:
             [sys.executable, "-c", EXIT.format(more="")], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert done.returncode == 120  # as Python itself
+
+
+THREADS = """
+import os
+from mri_edge import cli
+def run(arguments):
+    import numpy
+    print(len(os.listdir("/proc/self/task")))
+    return 0
+cli.run = run
+cli.main([])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("wanted", [None, "2"])
+def test_numpy_starts_no_threads_unless_the_user_asks(wanted: str | None) -> None:
+    """They would keep cores busy that ``--threads`` did not allow."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    environment |= {"OPENBLAS_NUM_THREADS": wanted} if wanted else {}
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert int(done.stdout) == min(int(wanted or 1), os.cpu_count() or 1)
