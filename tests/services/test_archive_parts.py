@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -18,12 +19,12 @@ jsonschema = pytest.importorskip("jsonschema")
 
 from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import EngineError, InputError, OutputError, UsageError
+from mri_edge.errors import BundleError, EngineError, InputError, OutputError, UsageError
 from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources, stages
+from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources, stages, units
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
 from mri_edge.services.archive.guard import MOST_CRASHES, Attempt, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
@@ -238,6 +239,91 @@ def test_a_unit_survives_as_text_whatever_its_names():
     assert unit.name == "s3://x.tar/caf\udce9/\u202e.jpg"
 
 
+@pytest.mark.parametrize("damage", ["a flipped bit in a header", "cut in a header", "cut before a header"])
+def test_a_tar_without_its_end_gives_a_failure_after_the_members_before_the_damage(tmp_path, damage):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w", dereference=True) as archive:
+        for number in range(4):
+            archive.add(PHANTOM, f"{number}.jpg")
+    header = units_of(path)[2].members[0].offset - tarfile.BLOCKSIZE
+    content = bytearray(path.read_bytes())
+    if damage == "a flipped bit in a header":
+        content[header + 20] ^= 1
+    else:
+        del content[header + (100 if damage == "cut in a header" else 0) :]
+    path.write_bytes(content)
+    first, second, failure = names_of(path)
+    assert (first, second) == (f"{path}/0.jpg", f"{path}/1.jpg")
+    assert failure.startswith(f"{path}: damaged archive (")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_whole_tar_has_no_failure_and_a_hard_link_in_it_has_one(tmp_path, kind):
+    with tarfile.open(tmp_path / "t.tar", "w", format=kind) as archive:
+        archive.add(PHANTOM, "a.jpg")
+    with tarfile.open(tmp_path / "t.tar", "a", format=kind, dereference=True) as archive:
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        archive.addfile(link)
+        archive.add(PHANTOM, "c.jpg")
+    first, second, third = names_of(tmp_path / "t.tar")
+    assert (first, third) == (f"{tmp_path}/t.tar/a.jpg", f"{tmp_path}/t.tar/c.jpg")
+    assert second.startswith(f"{tmp_path}/t.tar/b.jpg: a hard link to another member")
+
+
+class Broken:
+    """A file of which the disk reports an error at the second read."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def read(self, size=-1, /):
+        self.reads += 1
+        if self.reads == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return b"x"
+
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_a_source_that_cannot_be_read_is_a_failure_and_not_the_disk_of_the_results(monkeypatch):
+    monkeypatch.setattr(units, "open_file", lambda root, path: Broken())
+    with local_files(Unit("s3://bucket", None, (Member("a.jpg"), Member("b.jpg")))) as found:
+        assert [error.problem for error in found.values()] == [
+            f"s3://{name}.jpg: cannot read (Input/output error)" for name in "ab"
+        ]
+
+
+def test_a_full_disk_for_copies_is_named(study, tmp_path, monkeypatch):
+    [scan, *_] = units_of(tmp_path / "s.zip")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(units.shutil, "copyfileobj", full)
+    with pytest.raises(OutputError, match=r"mri-edge-scans-.*: cannot write a copy of a scan"), local_files(scan):
+        pass
+
+
+def test_a_worker_with_another_threshold_is_refused(tmp_path):
+    bundle = Bundle.open("small")
+    run = RunOptions(artifact="model.int8.onnx", engine="onnxruntime")
+    facts = {"model": "small", "signed_by": None, "run": run, "by": "slice", "plane": "axial", "batch": None}
+    sha256 = bundle.artifact("model.int8.onnx").sha256
+    work = stages.Work(**facts, title=bundle.manifest.title, sha256=sha256, folder=tmp_path, out=None)
+    stages._open(work).close()
+    for change in ({"title": "small 0.1.0 (00000000)"}, {"sha256": "0" * 64}):
+        with pytest.raises(BundleError, match="Install the same bundle on every node"):
+            stages._open(dataclasses.replace(work, **change))
+
+
 def test_a_member_that_is_too_large_or_cut_short_is_a_failure(study, tmp_path, monkeypatch):
     _, cut = units_of(tmp_path / "s.tar")
     os.truncate(tmp_path / "s.tar", cut.members[0].offset + 10)
@@ -363,6 +449,17 @@ def test_a_row_is_the_json_of_the_result(by, tmp_path):
 # --- the record
 
 
+@pytest.mark.parametrize(
+    ("names", "depends"),
+    [(("/a", "s3://b/c"), False), (("/a", "b"), True), (("@/list.txt",), True), (("a.zip",), True)],
+)
+def test_only_relative_sources_depend_on_the_working_folder(names, depends):
+    bundle = Bundle.open("small")
+    run = RunOptions(artifact="model.int8.onnx", engine="onnxruntime")
+    archive = job.Archive(names, Path("/out"), "small", run, folder=Path("/home/a"))
+    assert job._record(archive, bundle).folder == ("/home/a" if depends else "")
+
+
 RUN = record.RunRecord(
     sources=("a",),
     by="slice",
@@ -377,6 +474,7 @@ RUN = record.RunRecord(
     plane="axial",
     heatmap=False,
     version="0.1.0",
+    folder="/home/a",
     per_part=256,
     inputs=3,
 )
@@ -398,6 +496,7 @@ RUN = record.RunRecord(
         ({"plane": "any"}, "--plane"),
         ({"heatmap": True}, "--heatmap"),
         ({"version": "0.2.0"}, "version"),
+        ({"folder": "/home/b"}, "the working folder /home/a, and this run has /home/b"),
     ],
 )
 def test_a_run_is_not_continued_with_anything_else(change, option, tmp_path):

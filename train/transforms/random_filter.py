@@ -21,10 +21,10 @@ _SLOPE = 0.2
 
 def random_filter(rng: np.random.Generator, field: _Field) -> _Field:
     """Filter gray levels 0 to 255, float32 (H, W), mixed with the input in a random ratio. The mean square stays."""
-    channels = [field / 255]
+    channels: list[_Field] = [field / np.float32(255)]
     for _ in range(_HIDDEN):
         outputs = [_convolve(rng, channels) for _ in range(_CHANNELS)]
-        channels = [np.maximum(output, _SLOPE * output) for output in outputs]
+        channels = [np.maximum(output, np.float32(_SLOPE) * output) for output in outputs]
     filtered = _convolve(rng, channels)
     share, strength = rng.uniform(), _strength(field)
     mixed = share * strength / _strength(filtered) * filtered + (1 - share) * field

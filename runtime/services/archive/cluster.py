@@ -26,10 +26,15 @@ _ENVIRONMENT = {
     "RAY_TQDM": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that tasks without a GPU will not see any
+    "RAY_task_events_report_interval_ms": "0",  # Ray would keep 3.5 KB about each of up to 100,000 tasks
+    # What allocators keep for later: Arrow's 30 MB in a process that writes, that of the C library in every thread.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "1",
 }
 # Ray on this machine only: other machines cannot connect, and programs of other users have no token.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
 _CONNECT_S = 20.0
+_LONGEST_TEMP = 20  # characters: Ray adds 86 to the names of its sockets, which on Linux have at most 107
 _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's default is 30% of the memory
 # Proportions of a core. The rest of each is for short tasks that read the list of inputs and write results.
 WORK_CPUS = 0.95
@@ -83,7 +88,8 @@ def cluster(address: str | None) -> Iterator[Resources]:
             _check_reachable(address)
             with silence_stderr(), _without_other_services(), _same_sigterm():
                 if address is None:
-                    folder = tempfile.mkdtemp(prefix="mri-edge-ray-")
+                    short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMP
+                    folder = tempfile.mkdtemp(prefix="mri-edge-ray-", dir=None if short else "/tmp")  # noqa: S108
                     ray.init(
                         address="local",
                         num_cpus=available_cpus() + _FILTER_CPUS,

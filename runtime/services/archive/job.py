@@ -13,6 +13,7 @@ from typing import Any
 
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.errors import EngineError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
@@ -25,6 +26,7 @@ from .cluster import SHORT_CPUS, WORK_CPUS, Resources, cluster, import_ray
 from .failures import output_errors
 from .progress import progress
 from .record import FOLDERS, INPUTS, RunRecord, begun_run
+from .units import is_remote
 
 _PER_PART = 512  # scans of a part of the list
 _FOLDERS_PER_PART = 4
@@ -36,6 +38,7 @@ _PER_FILE = 4096  # rows of a file of results, at least
 _SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
 _BLOCK_BYTES = 32 << 20
 _CORES_PER_SHORT = 16
+_CORES_TO_CONTINUE = 2  # one for Ray's process that leaves out the inputs with results
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
 _ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
 
@@ -107,6 +110,9 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
             with cluster(archive.address) as resources, output_errors(out):
                 if begun is None and record.by == "series":
                     record = _joined(archive, record, resources.cpus, notify)
+                if before and archive.address is not None and resources.cpus < _CORES_TO_CONTINUE:
+                    problem = f"--address {archive.address}: a cluster with one core cannot continue a run"
+                    raise EngineError(problem, "Add a node, or leave --address out to continue on this machine")
                 processes = _processes(archive, resources, on_gpu=on_gpu)
                 _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
         assert record.inputs is not None  # noqa: S101 (the list is complete)
@@ -174,8 +180,14 @@ def _record(archive: Archive, bundle: Bundle) -> RunRecord:
         plane=archive.plane,
         heatmap=archive.heatmap,
         version=__version__,
+        folder="" if all(map(_is_absolute, archive.sources)) else str(archive.folder),
         per_part=archive.per_part if archive.by == "slice" and not archive.heatmap else _FOLDERS_PER_PART,
     )
+
+
+def _is_absolute(source: str) -> bool:
+    """Whether a source means the same in every working folder. The paths in a list (``@FILE``) may be relative."""
+    return is_remote(source) or Path(source).is_absolute()
 
 
 def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
@@ -264,6 +276,7 @@ def _classify(
         model=archive.model,
         signed_by=archive.signed_by,
         run=replace(archive.run, threads=processes.threads),
+        title=record.model,
         sha256=record.sha256,
         by=archive.by,
         plane=archive.plane,

@@ -25,6 +25,7 @@ _OPTIONS = {  # what a user changes to get the value of the record
     "any_modality": "--any-modality",
     "plane": "--plane",
     "heatmap": "--heatmap",
+    "folder": "the working folder",
     "version": "the version of mri-edge",
 }
 
@@ -39,6 +40,8 @@ class RunRecord:
         As the user gave them.
     model, sha256
         Title of the model, and the SHA-256 of the artifact.
+    folder
+        To which relative paths refer; empty if all sources are absolute.
     per_part
         Inputs in each row group of the list of inputs.
     inputs
@@ -58,6 +61,7 @@ class RunRecord:
     plane: str
     heatmap: bool
     version: str
+    folder: str
     per_part: int
     inputs: int | None = None
 

@@ -140,7 +140,8 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
             for member in _zip_members(file) if path.lower().endswith(".zip") else _tar_members(file):
                 if _may_be_scan(member.path):
                     empty = False
-                    yield Unit(root, path, (member,))
+                    unit = Unit(root, path, (member,))
+                    yield _hard_link(unit.name) if member.size is None else unit
     except OSError as error:
         yield Unit.failed(InputError(f"{name}: cannot read ({error.strerror or first_line(error)})", source=name))
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
@@ -163,7 +164,18 @@ def _tar_members(file: Any) -> Iterator[Member]:
         for info in archive:
             if info.isreg():
                 yield Member(info.name, info.offset_data, info.size)
+            elif info.islnk():
+                yield Member(info.name)
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
+        # At a header that it cannot read, tarfile ends as at the block of zeros that marks the end.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset:,}")
+
+
+def _hard_link(name: str) -> Unit:
+    problem = f"{name}: a hard link to another member, which is not read"
+    return Unit.failed(InputError(problem, "Unpack the archive", code="unsupported", source=name))
 
 
 def _by_folder(scans: Iterable[Unit]) -> Iterator[Unit]:

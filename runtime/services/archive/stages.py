@@ -45,8 +45,8 @@ class Work:
     ----------
     run
         How the model runs. The driver has chosen the artifact and the engine, so that all nodes run the same.
-    sha256
-        Of the artifact that the driver has opened.
+    title, sha256
+        Of the model and of the artifact that the driver has opened.
     folder
         Working folder of the driver, to which relative paths refer on every node.
     out
@@ -56,6 +56,7 @@ class Work:
     model: str
     signed_by: str | None
     run: RunOptions
+    title: str
     sha256: str
     by: str
     plane: Plane
@@ -236,11 +237,13 @@ class ClassifyWhole(_Model):
 
 def _open(work: Work) -> Classifier:
     classifier = Classifier.load_with(work.run, Bundle.open(work.model, signed_by=work.signed_by))
-    if classifier.artifact.sha256 != work.sha256:
-        found = classifier.artifact.sha256[:12]
+    # A recalibrated bundle has the same artifacts, and another threshold.
+    artifact, title = classifier.artifact, classifier.bundle.manifest.title
+    if (title, artifact.sha256) != (work.title, work.sha256):
         classifier.close()
         raise BundleError(
-            f"{work.model}: a worker has another {classifier.artifact.file} ({found}, not {work.sha256[:12]})",
+            f"{work.model}: a worker has {title}, {artifact.file} {artifact.sha256[:12]}, and not {work.title}, "
+            f"{work.sha256[:12]}",
             "Install the same bundle on every node",
         )
     return classifier

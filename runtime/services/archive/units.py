@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from mri_edge.errors import DISK_ERRORS, InputError, UsageError, first_line, printable
+from mri_edge.errors import InputError, OutputError, UsageError, first_line, printable
 from mri_edge.inference.prediction import Failure
 
 _MOST_BYTES = 2 << 30  # of a scan that is copied to this machine
@@ -172,23 +172,34 @@ def _local_name(path: str) -> str:
 
 
 def _copy(unit: Unit, member: Member, name: str, target: Path) -> None:
-    """Copy one file. Raises InputError; an OSError about the disk of this machine is raised as it is."""
+    """Copy one file. Raises InputError, or OutputError if it cannot be written."""
     if member.size is not None and member.size > _MOST_BYTES:
         raise _too_large(name, member.size)
     try:
-        with _open_member(unit, member) as file, open(target, "wb") as copy:
-            shutil.copyfileobj(_Limited(file, name), copy, 1 << 20)
+        with _open_member(unit, member) as file:
+            _write(_Limited(file, unit, name), target)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", code="missing", source=name) from error
     except _DAMAGED as error:
         problem = f"{name}: cannot read ({printable(first_line(error))[:200]})"
         raise InputError(problem, "Export it again", code="damaged", source=name) from error
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            raise
-        problem = f"{name}: cannot read ({printable(first_line(error))[:200]})"
-        hint = "Export it again" if unit.root is None else "Check the address and the credentials"
-        raise InputError(problem, hint, source=name) from error
+        raise _cannot_read(unit, name, error) from error
+
+
+def _cannot_read(unit: Unit, name: str, error: OSError) -> InputError:
+    problem = f"{name}: cannot read ({printable(error.strerror or first_line(error))[:200]})"
+    hint = "Export it again" if unit.root is None else "Check the address and the credentials"
+    return InputError(problem, hint, source=name)
+
+
+def _write(source: _Limited, target: Path) -> None:
+    try:
+        with open(target, "wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except OSError as error:  # never about the source: ``_Limited`` raises InputError
+        problem = f"{target.parents[1]}: cannot write a copy of a scan ({error.strerror})"
+        raise OutputError(problem, "Free some space there, or set TMPDIR, and run again to continue") from error
 
 
 @contextmanager
@@ -226,13 +237,16 @@ class _Part:
 
 
 class _Limited:
-    """Reads a file up to the limit of a scan, whatever its header claims."""
+    """Reads a file up to the limit of a scan, whatever its header claims. Raises InputError, never OSError."""
 
-    def __init__(self, file: Any, name: str) -> None:
-        self._file, self._name, self._read = file, name, 0
+    def __init__(self, file: Any, unit: Unit, name: str) -> None:
+        self._file, self._unit, self._name, self._read = file, unit, name, 0
 
     def read(self, size: int = -1, /) -> bytes:
-        piece: bytes = self._file.read(size)
+        try:
+            piece: bytes = self._file.read(size)
+        except OSError as error:
+            raise _cannot_read(self._unit, self._name, error) from error
         self._read += len(piece)
         if self._read > _MOST_BYTES:
             raise _too_large(self._name, self._read)
