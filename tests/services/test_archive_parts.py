@@ -24,7 +24,19 @@ from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
-from mri_edge.services.archive import inputs, job, joining, packing, reading, record, sink, sources, stages, units
+from mri_edge.services.archive import (
+    cluster,
+    inputs,
+    job,
+    joining,
+    packing,
+    reading,
+    record,
+    sink,
+    sources,
+    stages,
+    units,
+)
 from mri_edge.services.archive.cluster import SHORT_CPUS, Resources
 from mri_edge.services.archive.guard import MOST_CRASHES, Attempt, Isolation
 from mri_edge.services.archive.schema import ANSWERED, FAILED, INPUT, OUTCOME, columns, table
@@ -310,6 +322,26 @@ def test_a_full_disk_for_copies_is_named(study, tmp_path, monkeypatch):
     monkeypatch.setattr(units.shutil, "copyfileobj", full)
     with pytest.raises(OutputError, match=r"mri-edge-scans-.*: cannot write a copy of a scan"), local_files(scan):
         pass
+
+
+@pytest.mark.parametrize("of_user", [None, "/home"])
+def test_copies_that_killed_workers_leave_are_removed(monkeypatch, of_user):
+    monkeypatch.setenv("TMPDIR", of_user) if of_user else monkeypatch.delenv("TMPDIR", raising=False)
+    made: list[Path] = []
+
+    def start_and_fail(**options):
+        made.extend([Path(options["_temp_dir"]), Path(os.environ["TMPDIR"], "copy.dcm")])
+        made[1].touch()
+        raise RuntimeError("no Ray")
+
+    monkeypatch.setattr("ray.init", start_and_fail)
+    with pytest.raises(RuntimeError), cluster.cluster(None):
+        pass
+    assert len(made) == 2
+    assert not made[0].exists()
+    assert made[1].parent.name.startswith("mri-edge-scans-")
+    assert not made[1].parent.exists()
+    assert os.environ.get("TMPDIR") == of_user
 
 
 def test_a_worker_with_another_threshold_is_refused(tmp_path):

@@ -81,7 +81,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
 
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    folder = None
+    folders: list[str] = []
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
@@ -89,23 +89,25 @@ def cluster(address: str | None) -> Iterator[Resources]:
             with silence_stderr(), _without_other_services(), _same_sigterm():
                 if address is None:
                     short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMP
-                    folder = tempfile.mkdtemp(prefix="mri-edge-ray-", dir=None if short else "/tmp")  # noqa: S108
-                    ray.init(
-                        address="local",
-                        num_cpus=available_cpus() + _FILTER_CPUS,
-                        object_store_memory=_STORE_BYTES,
-                        include_dashboard=False,
-                        _temp_dir=folder,
-                        **quiet,
-                    )
+                    folders.append(tempfile.mkdtemp(prefix="mri-edge-ray-", dir=None if short else "/tmp"))  # noqa: S108
+                    folders.append(tempfile.mkdtemp(prefix="mri-edge-scans-"))
+                    with _temporary_files_of_workers_in(folders[1]):
+                        ray.init(
+                            address="local",
+                            num_cpus=available_cpus() + _FILTER_CPUS,
+                            object_store_memory=_STORE_BYTES,
+                            include_dashboard=False,
+                            _temp_dir=folders[0],
+                            **quiet,
+                        )
                 else:
                     ray.init(address=address, **quiet)
         except KeyboardInterrupt:  # while Ray starts
             ray.shutdown()
-            _remove(folder)
+            _remove(folders)
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            _remove(folder)
+            _remove(folders)
             if address is None:
                 raise
             raise UsageError(
@@ -118,7 +120,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
             yield Resources(max(1, cpus), int(found.get("GPU", 0)))
         finally:
             ray.shutdown()
-            _remove(folder)
+            _remove(folders)
 
 
 @contextmanager
@@ -162,6 +164,19 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
-def _remove(folder: str | None) -> None:
-    if folder is not None:
+@contextmanager
+def _temporary_files_of_workers_in(folder: str) -> Iterator[None]:
+    """Let processes that are started in the block use a folder of ours: one that is killed leaves copies of scans."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _remove(folders: list[str]) -> None:
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
