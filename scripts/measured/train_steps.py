@@ -59,7 +59,7 @@ class Batches(keras.utils.PyDataset):
         return make_batch(index)
 
 
-def note(*_):
+def note(*_, **__):
     """Note the time at the end of a step."""
     ended.append(time.perf_counter())
 
