@@ -11,6 +11,7 @@ pytest.importorskip("scipy", reason="needs the extra 'train'")
 
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.recipes.base import ScanViews
+from mri_edge.train.transforms import mri
 from mri_edge.train.transforms.mri import Slice, augment
 from mri_edge.train.transforms.random_filter import random_filter
 
@@ -53,14 +54,24 @@ def test_brightness_and_shapes_stay_while_gray_levels_and_contrast_change() -> N
     assert np.std(inside) > 10
 
 
-def test_only_recipes_with_filters_draw_them() -> None:
+def test_only_recipes_with_filters_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
     scan = Slice.from_pixels(np.repeat(HEAD.astype(np.uint8)[:, :, None], 3, axis=2))
     preprocessing = Preprocessing(height=SIZE, width=SIZE)
     untouched = ScanViews(untouched_probability=0.0)
+    drawn = []
+
+    def watch(rng: np.random.Generator, field: np.ndarray) -> np.ndarray:
+        drawn.append(None)
+        return random_filter(rng, field)
+
+    monkeypatch.setattr(mri, "random_filter", watch)
 
     def views(transforms: ScanViews) -> np.ndarray:
         rngs = (np.random.default_rng(seed) for seed in range(8))
         return np.stack([augment(rng, scan, scan.gray, preprocessing, transforms=transforms) for rng in rngs])
 
-    always = dataclasses.replace(untouched, filter_probability=1.0)
-    assert not any(np.array_equal(*pair) for pair in zip(views(untouched), views(always), strict=True))
+    plain = views(untouched)
+    assert not drawn
+    always = views(dataclasses.replace(untouched, filter_probability=1.0))
+    assert len(drawn) == len(always)
+    assert not any(np.array_equal(*pair) for pair in zip(plain, always, strict=True))
