@@ -119,7 +119,6 @@ def campaign(
             done = _await_rows(killed, driver, done + more)
             if driver.poll() is not None:
                 break
-            report.kills[kind] += 1
             if kind == "driver":
                 driver.send_signal(signal.SIGKILL)
                 driver.wait()
@@ -129,9 +128,10 @@ def campaign(
                 cluster.remove_node(workers[number], allow_graceful=False)
                 workers[number] = cluster.add_node(num_cpus=1)
             else:
-                victims = _workers_of({node.all_processes["raylet"][0].process.pid for node in workers})
-                if victims:
-                    os.kill(generator.choice(victims), signal.SIGKILL)
+                raylets = {node.all_processes["raylet"][0].process.pid for node in workers}
+                if not _kill_worker(raylets, driver, generator):
+                    break
+            report.kills[kind] += 1
         _require(driver.wait(_WAIT_S) == 0, "the run failed after the last kill")
         report.seconds = time.monotonic() - start
     finally:
@@ -160,6 +160,19 @@ def _await_rows(out: Path, driver: subprocess.Popen[bytes], wanted: int) -> int:
         except OSError:  # a pending file was renamed meanwhile
             continue
     return found
+
+
+def _kill_worker(raylets: set[int], driver: subprocess.Popen[bytes], generator: random.Random) -> bool:
+    """Kill one of the workers as soon as there is one, and return whether there was one before the run ended."""
+    while driver.poll() is None:
+        if victims := _workers_of(raylets):
+            try:
+                os.kill(generator.choice(victims), signal.SIGKILL)
+            except ProcessLookupError:  # it ended by itself meanwhile
+                continue
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _workers_of(raylets: set[int]) -> list[int]:
