@@ -38,11 +38,16 @@ def _report(ledger: Any, inputs: int, before: int, notify: Callable[[str], None]
     import ray
 
     start, first = time.monotonic(), 0
+    last = lost = (0, 0)
     while not ended.wait(_SECONDS):
         try:
-            results, failed = ray.get(ledger.counts.remote(), timeout=_SECONDS)
+            counts = ray.get(ledger.counts.remote(), timeout=_SECONDS)
         except Exception:  # noqa: BLE001, S112 (the run itself reports what is wrong)
             continue
+        if counts < last:  # a new ledger: the node of the last one was lost, and its counts with it
+            lost = (lost[0] + last[0], lost[1] + last[1])
+        last = counts
+        results, failed = min(inputs - before, lost[0] + counts[0]), lost[1] + counts[1]
         if not results:
             notify("starting the workers")
             continue
