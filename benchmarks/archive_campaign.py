@@ -39,6 +39,10 @@ archive = Archive(
 run_archive(archive, lambda message: print(message, file=sys.stderr, flush=True))
 """
 _WAIT_S = 600.0
+# Slices of a part of the list, and rows of a file of results. Short runs have smaller ones than the product, so that
+# there are many; in a long run, writing so many files would take longer than classifying.
+_SIZES_OF_SHORT, _SIZES = (32, 64), (512, 4096)
+_SHORT = 20_000
 
 
 @dataclass
@@ -94,8 +98,6 @@ def campaign(
     kinds: list[str],
     *,
     nodes: int = 2,
-    per_part: int = 32,
-    per_file: int = 64,
     seed: int = 0,
 ) -> Report:
     """Run one archive in ``folder`` with a kill of each of ``kinds``, in this order, at random times."""
@@ -103,6 +105,7 @@ def campaign(
     source, killed = folder / "slices", folder / "killed"
     make_slices(slices, source)
     report = Report(slices)
+    per_part, per_file = _SIZES_OF_SHORT if slices < _SHORT else _SIZES
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
@@ -132,6 +135,7 @@ def campaign(
                 if not _kill_worker(raylets, driver, generator):
                     break
             report.kills[kind] += 1
+            print(f"killed a {kind} after {done:,} results", file=sys.stderr, flush=True)
         _require(driver.wait(_WAIT_S) == 0, "the run failed after the last kill")
         report.seconds = time.monotonic() - start
     finally:

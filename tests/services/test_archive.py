@@ -252,6 +252,31 @@ def test_objects_of_s3_are_read(archive, bucket, tmp_path):
     }
 
 
+def test_a_series_in_two_folders_of_a_bucket_or_of_a_zip_file_has_one_row(archive, bucket, tmp_path):
+    pytest.importorskip("pydicom")
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client("s3", endpoint_url=f"http://{bucket}")
+    slices = sorted((EXAMPLES / "dicom").iterdir())
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as packed:
+        for number, path in enumerate(slices):
+            client.upload_file(str(path), "archive", f"dicom/{number % 2}/{path.name}")
+            packed.write(path, f"{number % 2}/{path.name}")
+    address = f"s3://archive/dicom?endpoint_override={bucket}&scheme=http"
+    code, _, err = archive(address, tmp_path / "study.zip", "--by", "series", "--plane", "any")
+    assert code == 0, err
+    assert "joined: 2 folders" in err
+    with Classifier.load("small") as classifier:
+        expected = [result.to_dict() for result in classifier.predict_series(EXAMPLES / "dicom", plane="any")]
+    of_bucket, of_zip = [], []
+    for row in rows(tmp_path / "out"):
+        (of_bucket if row["slices"][0]["file"].startswith("s3://") else of_zip).append(row)
+    for found in (of_bucket, of_zip):
+        assert {row["id"]: (row["score"], row["count"]) for row in found} == {
+            record["id"]: (record["score"], record["count"]) for record in expected
+        }
+        assert len(found) == len(expected)
+
+
 def test_a_model_that_is_missing_on_the_workers_is_refused_in_one_line(
     address, tiny_bundle, tmp_path, capfd, monkeypatch
 ):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -30,6 +34,7 @@ from mri_edge.services.archive import (
     job,
     joining,
     packing,
+    progress,
     reading,
     record,
     sink,
@@ -155,6 +160,18 @@ def test_a_member_without_a_name_is_no_scan(name, tmp_path):
     assert names_of(tmp_path / "s.zip") == [f"{tmp_path / 's.zip'}/a.jpg"]
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_a_later_one_replaces_is_a_failure(tmp_path):
+    path = tmp_path / "s.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for content in (b"first", PHANTOM.read_bytes()):
+            archive.writestr("a.jpg", content)
+    replaced, read = units_of(path)
+    assert replaced.error["error"] == f"{path}/a.jpg: a later member has the same name"
+    with local_files(read) as files:
+        assert [Path(file).read_bytes() for file in files] == [PHANTOM.read_bytes()]
+
+
 def test_a_missing_reader_is_named_before_the_run(monkeypatch):
     messages: list[str] = []
     monkeypatch.setattr(job, "find_spec", lambda name: None if name == "pydicom" else name)
@@ -221,12 +238,60 @@ def test_the_files_of_inputs_that_share_a_series_are_in_one_unit(tmp_path, monke
 def test_the_series_of_an_input_are_those_of_its_files(tmp_path):
     pytest.importorskip("pydicom")
     slices = [Unit(None, None, (Member(str(path)),)) for path in sorted((EXAMPLES / "dicom").iterdir())]
-    elsewhere = [Unit(None, "s.zip", (Member("a.dcm"),)), Unit.failed(InputError("x"))]
+    elsewhere = [Unit(None, "gone.zip", (Member("a.dcm"),)), Unit.failed(InputError("x"))]
     picture = Unit(None, None, (Member(str(PHANTOM)), Member(str(tmp_path / "gone.dcm"))))
     inputs.write_inputs([*slices, *elsewhere, picture], tmp_path / "inputs", 99)
     found = dict(joining._series_of_part(tmp_path / "inputs", 0, 99, tmp_path, DEFAULT))
-    assert [len(series) for series in found.values()] == [1] * len(slices) + [0]
+    assert [len(series) for series in found.values()] == [1] * len(slices) + [0, 0]
     assert found[0] == found[len(slices) - 1]
+
+
+def test_the_series_of_members_are_read_from_their_first_bytes_and_stay_in_their_archive(tmp_path, monkeypatch):
+    pytest.importorskip("pydicom")
+    path = EXAMPLES / "dicom" / "mni152-slice-2.dcm"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed, tarfile.open(tmp_path / "b.tar", "w") as plain:
+        for folder in "12":
+            packed.write(path, f"{folder}/slice.dcm")
+            plain.add(path, f"{folder}/slice.dcm")
+        packed.write(PHANTOM, "3/phantom.jpg")
+    shutil.copy(path, tmp_path)
+    read: list[int | None] = []
+
+    def remember(source: object, target: Path, first: int | None) -> None:
+        read.append(first)
+        write(source, target, first)
+
+    write = units._write
+    monkeypatch.setattr(units, "_write", remember)
+    monkeypatch.setattr(joining, "_HEADER_BYTES", 4096)
+    listed = units_of(tmp_path, by="series")
+    inputs.write_inputs(listed, tmp_path / "inputs", 99)
+    found = dict(joining._series_of_part(tmp_path / "inputs", 0, 99, tmp_path, DEFAULT))
+    assert read == [4096] * 4  # the picture has no header
+    names = [unit.archive and Path(unit.archive).name for unit in listed]
+    assert names == ["a.zip", "a.zip", "a.zip", "b.tar", "b.tar", None]
+    assert [len(found[number]) for number in range(6)] == [1, 1, 0, 1, 1, 1]
+    assert joining.leaders(found.items()) == {1: 0, 4: 3}
+
+
+def test_the_progress_never_falls_if_the_node_that_counts_is_lost(monkeypatch):
+    pytest.importorskip("ray")
+    counts = iter([(0, 0), (100, 1), (160, 1), (20, 0), (95, 2), (900, 2)])
+    ended, lines = threading.Event(), []
+
+    def next_counts(*_: object, **__: object) -> tuple[int, int]:
+        found = next(counts)
+        if found[0] == 900:
+            ended.set()
+        return found
+
+    monkeypatch.setattr("ray.get", next_counts)
+    monkeypatch.setattr(progress, "_SECONDS", 0.01)
+    progress._report(mock.Mock(), 1000, 50, lines.append, ended)
+    assert lines[0] == "starting the workers"
+    assert [int(line.split(" ")[0].replace(",", "")) for line in lines[1:]] == [210, 230, 305, 1000]
+    assert lines[3].startswith("305 results of 1,000 inputs, 3 not read, ")
+    assert "-" not in "".join(lines)
 
 
 def test_one_part_is_read_ahead():
@@ -546,6 +611,27 @@ def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
     assert record.begun_run(tmp_path, dataclasses.replace(RUN, per_part=64, inputs=None)) == RUN
     every_option = {field.name for field in dataclasses.fields(RUN)} - {"per_part", "inputs", "sha256"}
     assert set(record._OPTIONS) == every_option
+
+
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_a_run_without_inputs_can_be_run_again(by, tmp_path):
+    (tmp_path / "none.txt").touch()
+    archive = job.Archive((f"@{tmp_path / 'none.txt'}",), tmp_path / "out", "small", RunOptions(), by=by)
+    for _ in range(2):
+        assert job.run_archive(archive, lambda message: None)["inputs"] == 0
+
+
+def test_a_cluster_with_one_core_cannot_continue_a_run(tmp_path, monkeypatch):
+    archive = job.Archive((str(PHANTOM),), tmp_path / "out", "small", RunOptions(), address="127.0.0.1:1")
+
+    def one_core(address: str | None) -> contextlib.AbstractContextManager[Resources]:
+        return contextlib.nullcontext(Resources(cpus=1, gpus=0))
+
+    monkeypatch.setattr(job, "cluster", one_core)
+    monkeypatch.setattr(sink, "inputs_before", lambda out: 1)
+    monkeypatch.setattr(inputs, "write_inputs", lambda *arguments: 2)
+    with pytest.raises(EngineError, match="a cluster with one core cannot continue a run"):
+        job.run_archive(archive, lambda message: None)
 
 
 def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):

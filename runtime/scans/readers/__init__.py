@@ -64,7 +64,7 @@ def suffixes() -> tuple[str, ...]:
 
 def has_known_suffix(path: str | os.PathLike[str]) -> bool:
     """Whether a file name ends in the suffix of some format. The file is not opened."""
-    return _by_suffix(os.fspath(path)) is not None
+    return reader_by_suffix(path) is not None
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
@@ -123,11 +123,12 @@ def load(source: Source, options: ReadOptions = DEFAULT) -> Pixels:
 def reader_of(path: str | os.PathLike[str]) -> Reader | None:
     """Return the reader that takes a file, or None for a file that no reader recognizes."""
     path = os.fspath(path)
-    return _by_suffix(path) or _by_content(first_bytes(path), path)
+    return reader_by_suffix(path) or _by_content(first_bytes(path), path)
 
 
-def _by_suffix(path: str) -> Reader | None:
-    lowered = path.lower()
+def reader_by_suffix(path: str | os.PathLike[str]) -> Reader | None:
+    """Return the reader that takes a file by the suffix of its name. The file is not opened."""
+    lowered = os.fspath(path).lower()
     for name in _names():  # a plain loop: this is called for every file of a folder
         reader = _reader(name)
         if lowered.endswith(reader.SUFFIXES):

@@ -200,7 +200,7 @@ def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
         units = find_units(archive.sources, by=archive.by, notify=notify)
         folder = archive.out / (INPUTS if archive.by == "slice" else FOLDERS)
         record = replace(record, inputs=write_inputs(units, folder, record.per_part))
-    if record.by == "slice":  # series may lie in several folders: see ``_joined``
+    if record.by == "slice" or not record.inputs:  # series may lie in several folders: see ``_joined``
         record.write(archive.out)
     notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 
 from mri_edge.errors import InputError
+from mri_edge.scans import readers
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.options import ReadOptions
 
@@ -20,10 +22,11 @@ from .cluster import WORK_CPUS
 from .inputs import UNIT, read_inputs
 from .schema import INPUT
 from .sources import joined
-from .units import Member, Unit
+from .units import Member, Unit, local_files
 
 _WAITING = 2  # tasks for each core
 _HASH_BYTES = 8  # of a series: it is in memory for each series of the archive
+_HEADER_BYTES = 1 << 20  # of a file elsewhere: the header of a slice, or the whole slice
 
 SeriesOf = tuple[int, set[bytes]]
 
@@ -43,7 +46,7 @@ def _read_part(folder: Path, start: int, per_part: int) -> Iterator[tuple[int, U
 def series_of_inputs(
     folder: Path, count: int, per_part: int, working_folder: Path, reading: ReadOptions, cpus: int
 ) -> Iterator[SeriesOf]:
-    """Yield the series of each input, which tasks of Ray read from the headers. Those of files elsewhere are not read.
+    """Yield the series of each input, which tasks of Ray read from the headers.
 
     Inputs whose task ends with its process are left out: their scans get their failures when they are classified.
     """
@@ -73,16 +76,26 @@ def _series_of_part(
     with suppress(OSError):  # not on this node
         os.chdir(working_folder)
     units = _read_part(folder, start, per_part)
-    return [(number, _series_of(unit, reading)) for number, unit in units if unit.error is None and unit.is_local]
+    return [(number, _series_of(unit, reading)) for number, unit in units if unit.error is None]
 
 
 def _series_of(unit: Unit, reading: ReadOptions) -> set[bytes]:
-    facts = slice_facts((member.path for member in unit.members), reading)
-    return {
-        hashlib.blake2b(piece.series.encode(), digest_size=_HASH_BYTES).digest()
-        for piece in facts
-        if not isinstance(piece, InputError) and piece.series
-    }
+    """Return hashes of the series of a unit and of where it is: units of two archives cannot become one."""
+    unit = replace(unit, members=tuple(member for member in unit.members if _may_have_header(member.path)))
+    place = json.dumps([unit.root, unit.archive])
+    with local_files(unit, _HEADER_BYTES) as files:
+        facts = slice_facts((path for path, name in files.items() if isinstance(name, str)), reading)
+        return {
+            hashlib.blake2b(f"{place} {piece.series}".encode(), digest_size=_HASH_BYTES).digest()
+            for piece in facts
+            if not isinstance(piece, InputError) and piece.series
+        }
+
+
+def _may_have_header(path: str) -> bool:
+    """Whether a file is no picture. Only the name is looked at: the file may be elsewhere."""
+    reader = readers.reader_by_suffix(path)
+    return reader is None or hasattr(reader, "slice_facts")
 
 
 def leaders(found: Iterable[SeriesOf]) -> dict[int, int]:

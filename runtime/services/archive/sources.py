@@ -141,7 +141,7 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
                 if _may_be_scan(member.path):
                     empty = False
                     unit = Unit(root, path, (member,))
-                    yield _hard_link(unit.name) if member.size is None else unit
+                    yield _not_read(unit) if member.size is None else unit
     except OSError as error:
         yield Unit.failed(InputError(f"{name}: cannot read ({error.strerror or first_line(error)})", source=name))
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
@@ -153,13 +153,16 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
 
 
 def _zip_members(file: Any) -> Iterator[Member]:
+    """Yield the members, without a size if a later one of the same name replaces them."""
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if not info.filename.endswith("/"):  # ``is_dir`` fails without a name
-                yield Member(info.filename, None, info.file_size)
+                replaced = archive.getinfo(info.filename) is not info
+                yield Member(info.filename, None, None if replaced else info.file_size)
 
 
 def _tar_members(file: Any) -> Iterator[Member]:
+    """Yield the members, without a size if they are hard links."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
             if info.isreg():
@@ -173,9 +176,11 @@ def _tar_members(file: Any) -> Iterator[Member]:
             raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset:,}")
 
 
-def _hard_link(name: str) -> Unit:
-    problem = f"{name}: a hard link to another member, which is not read"
-    return Unit.failed(InputError(problem, "Unpack the archive", code="unsupported", source=name))
+def _not_read(unit: Unit) -> Unit:
+    is_zip = str(unit.archive).lower().endswith(".zip")
+    reason = "a later member has the same name" if is_zip else "a hard link to another member, which is not read"
+    problem = f"{unit.name}: {reason}"
+    return Unit.failed(InputError(problem, "Unpack the archive", code="unsupported", source=unit.name))
 
 
 def _by_folder(scans: Iterable[Unit]) -> Iterator[Unit]:

@@ -144,10 +144,11 @@ def open_file(root: str | None, path: str) -> Any:
 
 
 @contextmanager
-def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
+def local_files(unit: Unit, first: int | None = None) -> Iterator[dict[str, str | InputError]]:
     """Yield the files of a unit on this machine: their paths and, as values, their names or why there is no file.
 
-    Files of object stores and members of zip and tar files are copied to a temporary folder for the time of the block.
+    Files of object stores and members of zip and tar files are copied to a temporary folder for the time of the block:
+    their ``first`` bytes, or the whole file.
     """
     if unit.is_local:
         yield {member.path: member.path for member in unit.members}
@@ -159,7 +160,7 @@ def local_files(unit: Unit) -> Iterator[dict[str, str | InputError]]:
             target = Path(folder, str(number), _local_name(member.path))
             target.parent.mkdir()
             try:
-                _copy(unit, member, name, target)
+                _copy(unit, member, name, target, first)
                 found[str(target)] = name
             except InputError as error:
                 found[str(target)] = error
@@ -171,13 +172,13 @@ def _local_name(path: str) -> str:
     return _UNSAFE.sub("_", PurePosixPath(path).name)[-100:]
 
 
-def _copy(unit: Unit, member: Member, name: str, target: Path) -> None:
-    """Copy one file. Raises InputError, or OutputError if it cannot be written."""
+def _copy(unit: Unit, member: Member, name: str, target: Path, first: int | None) -> None:
+    """Copy one file, or its beginning. Raises InputError, or OutputError if it cannot be written."""
     if member.size is not None and member.size > _MOST_BYTES:
         raise _too_large(name, member.size)
     try:
         with _open_member(unit, member) as file:
-            _write(_Limited(file, unit, name), target)
+            _write(_Limited(file, unit, name), target, first)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", code="missing", source=name) from error
     except _DAMAGED as error:
@@ -193,10 +194,13 @@ def _cannot_read(unit: Unit, name: str, error: OSError) -> InputError:
     return InputError(problem, hint, source=name)
 
 
-def _write(source: _Limited, target: Path) -> None:
+def _write(source: _Limited, target: Path, first: int | None) -> None:
     try:
         with open(target, "wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            if first is None:
+                shutil.copyfileobj(source, copy, 1 << 20)
+            else:
+                copy.write(source.read(first))
     except OSError as error:  # never about the source: ``_Limited`` raises InputError
         problem = f"{target.parents[1]}: cannot write a copy of a scan ({error.strerror})"
         raise OutputError(problem, "Free some space there, or set TMPDIR, and run again to continue") from error
