@@ -41,7 +41,7 @@ run_archive(archive, lambda message: print(message, file=sys.stderr, flush=True)
 _WAIT_S = 600.0
 # Slices of a part of the list, and rows of a file of results. Short runs have smaller ones than the product, so that
 # there are many; in a long run, writing so many files would take longer than classifying.
-_SIZES_OF_SHORT, _SIZES = (32, 64), (512, 4096)
+_SIZES_OF_SHORT, _SIZES = (32, 64), (128, 1024)
 _SHORT = 20_000
 
 
@@ -152,7 +152,7 @@ def campaign(
 
 def _await_rows(out: Path, driver: subprocess.Popen[bytes], wanted: int) -> int:
     """Wait until so many inputs are committed or the run ends, and return how many are."""
-    from mri_edge.services.archive.sink import inputs_before
+    from mri_edge.services.archive.sink import finished_inputs
 
     found = 0
     deadline = time.monotonic() + _WAIT_S
@@ -160,7 +160,7 @@ def _await_rows(out: Path, driver: subprocess.Popen[bytes], wanted: int) -> int:
         _require(time.monotonic() < deadline, f"{found} of {wanted} results after {_WAIT_S:.0f} s")
         time.sleep(0.2)
         try:
-            found = inputs_before(out)
+            found = len(finished_inputs(out))
         except OSError:  # a pending file was renamed meanwhile
             continue
     return found

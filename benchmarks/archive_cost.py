@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .archive_campaign import start_driver
 from .archive_slices import make_slices
 
@@ -224,7 +226,7 @@ def plan(sizes: list[int]) -> list[dict[str, float]]:
     found = []
     for inputs in sizes:
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        tasks = Inputs(Path("inputs"), inputs, 512, 4).get_read_tasks(1)
+        tasks = Inputs(Path("inputs"), inputs, 512, 4, np.zeros(0, np.int64)).get_read_tasks(1)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         found.append(
             {

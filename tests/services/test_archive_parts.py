@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -16,10 +15,14 @@ import zipfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="needs the extra archive")
 jsonschema = pytest.importorskip("jsonschema")
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
@@ -49,6 +52,7 @@ from mri_edge.services.archive.units import Member, Unit, local_files, remote_fi
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHANTOM = EXAMPLES / "phantom-1.jpg"
+NONE = np.zeros(0, np.int64)
 
 
 def units_of(*named: object, by: str = "slice") -> list[Unit]:
@@ -445,7 +449,7 @@ def test_each_task_reads_its_own_inputs(tmp_path, monkeypatch):
     assert count == 11
     assert len(list(folder.iterdir())) == 3
     for parts, expected in ((1, 6), (3, 2), (9, 1)):
-        source = inputs.Inputs(folder, count, 2, parts)
+        source = inputs.Inputs(folder, count, 2, parts, NONE)
         tasks = source.get_read_tasks(1)
         assert len(tasks) == source.tasks == expected
         blocks = [part.to_pylist() for task in tasks for part in task()]
@@ -453,6 +457,28 @@ def test_each_task_reads_its_own_inputs(tmp_path, monkeypatch):
         found = [row for block in blocks for row in block]
         assert [row[INPUT] for row in found] == list(range(11))
         assert [Unit.from_json(row["unit"]).name for row in found] == [f"{number}.jpg" for number in range(11)]
+
+
+@pytest.mark.parametrize("finished", [[], [0, 1], [1], [10], [0, 1, 2, 3, 4, 5], [2, 7, 8, 9], list(range(10))])
+@pytest.mark.parametrize(("parts", "all_tasks"), [(1, 6), (3, 2), (9, 1)])
+def test_inputs_with_results_are_left_out(parts, all_tasks, finished, tmp_path):
+    folder = tmp_path / "inputs"
+    count = inputs.write_inputs((Unit(None, None, (Member(f"{number}.jpg"),)) for number in range(11)), folder, 2)
+    source = inputs.Inputs(folder, count, 2, parts, np.array(finished, np.int64))
+    tasks = source.get_read_tasks(1)
+    blocks = [part[INPUT].to_pylist() for task in tasks for part in task()]
+    assert [number for block in blocks for number in block] == sorted(set(range(11)) - set(finished))
+    assert [task.metadata.num_rows for task in tasks] == list(map(len, blocks))
+    assert all(blocks)  # no task for inputs that all have results
+    assert len(tasks) == source.tasks <= all_tasks
+
+
+def test_finished_inputs_are_those_of_committed_files(tmp_path):
+    assert sink.finished_inputs(tmp_path).tolist() == []
+    (tmp_path / sink.CHECKPOINT).mkdir()
+    for name, numbers in {"b": [7, 7, 3], "a": [9, 0], "c.pending": [5]}.items():
+        pq.write_table(pa.table({INPUT: numbers}), tmp_path / sink.CHECKPOINT / f"{name}.parquet")
+    assert sink.finished_inputs(tmp_path).tolist() == [0, 3, 7, 9]
 
 
 # --- reading
@@ -619,19 +645,6 @@ def test_a_run_without_inputs_can_be_run_again(by, tmp_path):
     archive = job.Archive((f"@{tmp_path / 'none.txt'}",), tmp_path / "out", "small", RunOptions(), by=by)
     for _ in range(2):
         assert job.run_archive(archive, lambda message: None)["inputs"] == 0
-
-
-def test_a_cluster_with_one_core_cannot_continue_a_run(tmp_path, monkeypatch):
-    archive = job.Archive((str(PHANTOM),), tmp_path / "out", "small", RunOptions(), address="127.0.0.1:1")
-
-    def one_core(address: str | None) -> contextlib.AbstractContextManager[Resources]:
-        return contextlib.nullcontext(Resources(cpus=1, gpus=0))
-
-    monkeypatch.setattr(job, "cluster", one_core)
-    monkeypatch.setattr(sink, "inputs_before", lambda out: 1)
-    monkeypatch.setattr(inputs, "write_inputs", lambda *arguments: 2)
-    with pytest.raises(EngineError, match="a cluster with one core cannot continue a run"):
-        job.run_archive(archive, lambda message: None)
 
 
 def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):

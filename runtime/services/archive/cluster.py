@@ -39,7 +39,6 @@ _STORE_BYTES = 512 << 20  # for scans on their way from tasks to actors; Ray's d
 # Proportions of a core. The rest of each is for short tasks that read the list of inputs and write results.
 WORK_CPUS = 0.95
 SHORT_CPUS = 0.02
-_FILTER_CPUS = 1  # the process of Ray that leaves out the inputs with results takes a whole core while it runs
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
                     with _temporary_files_of_workers_in(folders[1]):
                         ray.init(
                             address="local",
-                            num_cpus=available_cpus() + _FILTER_CPUS,
+                            num_cpus=available_cpus(),
                             object_store_memory=_STORE_BYTES,
                             include_dashboard=False,
                             _temp_dir=folders[0],

@@ -14,8 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -74,21 +76,34 @@ def _file(folder: Path, number: int, per_part: int) -> Path:
     return folder / f"part-{number // (per_part * _PARTS_PER_FILE):06d}.parquet"
 
 
-def _read_parts(folder: Path, starts: range, per_part: int) -> Iterator[pa.Table]:
-    yield pa.concat_tables(table for start in starts for table in read_inputs(folder, start, per_part))
+def _read_parts(folder: Path, starts: range, per_part: int, finished: NDArray[np.int64]) -> Iterator[pa.Table]:
+    table = pa.concat_tables(table for start in starts for table in read_inputs(folder, start, per_part))
+    yield table.filter(np.isin(table[INPUT].to_numpy(), finished, invert=True)) if len(finished) else table
 
 
 class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
-    """The list of inputs as a source of Ray Data, with one task for one or several parts (row groups)."""
+    """The list of inputs as a source of Ray Data, with one task for one or several parts (row groups).
 
-    def __init__(self, folder: Path, count: int, per_part: int, parts: int) -> None:
+    Parameters
+    ----------
+    finished
+        Numbers of the inputs to leave out, in order.
+    """
+
+    def __init__(self, folder: Path, count: int, per_part: int, parts: int, finished: NDArray[np.int64]) -> None:
         super().__init__()
-        self._folder, self._count, self._per_part, self._per_task = folder, count, per_part, parts * per_part
+        self._folder, self._count, self._per_part = folder, count - len(finished), per_part
+        self._tasks: list[tuple[range, int, NDArray[np.int64]]] = []
+        for start in range(0, count, parts * per_part):
+            end = min(start + parts * per_part, count)
+            left_out = finished[slice(*np.searchsorted(finished, [start, end]))]
+            if rows := end - start - len(left_out):
+                self._tasks.append((range(start, end, per_part), rows, left_out))
 
     @property
     def tasks(self) -> int:
         """The number of tasks."""
-        return -(-self._count // self._per_task)
+        return len(self._tasks)
 
     def estimate_inmemory_data_size(self) -> int:
         """Return about how many bytes all inputs take."""
@@ -97,10 +112,8 @@ class Inputs(Datasource):  # type: ignore[misc]  # mypy does not read Ray
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """Return the tasks, however many are asked for."""
         tasks = []
-        for start in range(0, self._count, self._per_task):
-            end = min(start + self._per_task, self._count)
-            rows = end - start
+        for starts, rows, left_out in self._tasks:
             metadata = BlockMetadata(num_rows=rows, size_bytes=200 * rows, input_files=None, exec_stats=None)
-            read = partial(_read_parts, self._folder, range(start, end, self._per_part), self._per_part)
+            read = partial(_read_parts, self._folder, starts, self._per_part, left_out)
             tasks.append(ReadTask(read, metadata, schema=_SCHEMA))
         return tasks

@@ -11,9 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mri_edge import __version__
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.errors import EngineError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
@@ -38,7 +40,6 @@ _PER_FILE = 4096  # rows of a file of results, at least
 _SERIES_PER_FILE = 64  # a series, or a slice with a heatmap, takes hundreds of times as long as a slice
 _BLOCK_BYTES = 32 << 20
 _CORES_PER_SHORT = 16
-_CORES_TO_CONTINUE = 2  # one for Ray's process that leaves out the inputs with results
 _GPU_PROVIDERS = ("gpu", "cuda", "tensorrt")
 _ON_GPU = ("CUDA", "Tensorrt")  # how the names of the providers of ONNX Runtime begin
 
@@ -101,22 +102,19 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     with locked(out):
         begun = begun_run(out, record)
         record = begun or _listed(archive, record, notify)
-        from .sink import inputs_before
+        from .sink import finished_inputs
         from .summary import write_summary
 
         assert record.inputs is not None  # noqa: S101 (the list is complete)
-        before = inputs_before(out)
-        if before < record.inputs:
+        finished = finished_inputs(out)
+        if len(finished) < record.inputs:
             with cluster(archive.address) as resources, output_errors(out):
                 if begun is None and record.by == "series":
                     record = _joined(archive, record, resources.cpus, notify)
-                if before and archive.address is not None and resources.cpus < _CORES_TO_CONTINUE:
-                    problem = f"--address {archive.address}: a cluster with one core cannot continue a run"
-                    raise EngineError(problem, "Add a node, or leave --address out to continue on this machine")
                 processes = _processes(archive, resources, on_gpu=on_gpu)
-                _run(archive, bundle.manifest.preprocessing, record, before, processes, notify)
+                _run(archive, bundle.manifest.preprocessing, record, finished, processes, notify)
         assert record.inputs is not None  # noqa: S101 (the list is complete)
-        return write_summary(out, record, perf_counter() - start, record.inputs - before)
+        return write_summary(out, record, perf_counter() - start, record.inputs - len(finished))
 
 
 def _settled(bundle: Bundle, archive: Archive) -> tuple[RunOptions, bool]:
@@ -236,7 +234,7 @@ def _run(
     archive: Archive,
     preprocessing: Preprocessing,
     record: RunRecord,
-    before: int,
+    finished: NDArray[np.int64],
     processes: _Processes,
     notify: Notify,
 ) -> None:
@@ -245,21 +243,21 @@ def _run(
 
     ledger = start_ledger()
     assert record.inputs is not None  # noqa: S101 (the list is complete)
-    with progress(ledger, record.inputs, before, notify):
+    with progress(ledger, record.inputs, len(finished), notify):
         if (archive.address or "").startswith("ray://"):  # Ray Data does not run in a client: run it on the cluster
             import ray
 
             task = ray.remote(num_cpus=0, max_retries=0)(_classify)
-            ray.get(task.remote(archive, preprocessing, record, before, processes, ledger))
+            ray.get(task.remote(archive, preprocessing, record, finished, processes, ledger))
         else:
-            _classify(archive, preprocessing, record, before, processes, ledger)
+            _classify(archive, preprocessing, record, finished, processes, ledger)
 
 
 def _classify(
     archive: Archive,
     preprocessing: Preprocessing,
     record: RunRecord,
-    before: int,
+    finished: NDArray[np.int64],
     processes: _Processes,
     ledger: Any,
 ) -> None:
@@ -269,7 +267,7 @@ def _classify(
 
     from .inputs import Inputs
     from .schema import INPUT, OUTCOME
-    from .sink import CHECKPOINT, RESULTS
+    from .sink import CHECKPOINT, RESULTS, Continued
     from .stages import PER_BLOCK, Classify, ClassifyWhole, ReadAndClassify, Work, read_scans
 
     work = Work(
@@ -293,14 +291,17 @@ def _classify(
     # Blocks of scans are bounded, and each scan is one row of them. The rows of results that a scan or a folder gets
     # must stay together, because the checkpoint knows only inputs; those of a block of scans are far below the bound.
     context.target_max_block_size = _BLOCK_BYTES if separate else None
-    checkpoint = CheckpointConfig(INPUT, str(archive.out / CHECKPOINT), delete_checkpoint_on_success=False)
-    checkpoint.checkpoint_actor_memory_bytes = 64 << 20  # at least; a GiB by default
-    context.checkpoint_config = checkpoint
+    context.checkpoint_config = CheckpointConfig(
+        INPUT,
+        str(archive.out / CHECKPOINT),
+        delete_checkpoint_on_success=False,
+        checkpoint_manager_cls=Continued,
+    )
 
     assert record.inputs is not None  # noqa: S101 (the list is complete)
     parts = record.inputs // (record.per_part * processes.classify * _TASKS_PER_CORE)
     parts = 1 if whole else max(1, min(_MOST_PARTS, parts))
-    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_part, parts)
+    inputs = Inputs(archive.out / INPUTS, record.inputs, record.per_part, parts, finished)
     data = ray.data.read_datasource(
         inputs,
         override_num_blocks=inputs.tasks,
@@ -323,8 +324,7 @@ def _classify(
         # Blocks as they are. For GPUs, Ray wants a number.
         batch_size=(PER_BLOCK if separate else record.per_part) if "num_gpus" in processes.classify_resources else None,
         batch_format="pyarrow",
-        # A continued run may begin with one: Ray's process that leaves out the inputs with results takes a core first.
-        compute=ActorPoolStrategy(min_size=1 if before else processes.classify, max_size=processes.classify),
+        compute=ActorPoolStrategy(size=processes.classify),
         **processes.classify_resources,
     )
     with output_errors(archive.out):

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from numpy.typing import NDArray
+from ray.data.checkpoint import IdColumnCheckpointManager
 
 from mri_edge.errors import OutputError
 
@@ -55,11 +58,25 @@ class Facts:
         return self.labels[self.positive] / self.answered if self.answered and self.positive else None
 
 
-def inputs_before(out: Path) -> int:
-    """Return how many inputs have committed rows in a folder of results."""
+def finished_inputs(out: Path) -> NDArray[np.int64]:
+    """Return the numbers of the inputs that have committed rows in a folder of results: each once, in order."""
     folder = out / CHECKPOINT
     committed = [path for path in folder.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
-    return sum(len(pads.dataset(str(path)).to_table()[INPUT].unique()) for path in committed)
+    numbers = [pads.dataset(str(path)).to_table()[INPUT].to_numpy() for path in committed]
+    return np.unique(np.concatenate(numbers)) if numbers else np.zeros(0, np.int64)
+
+
+class Continued(IdColumnCheckpointManager):  # type: ignore[misc]  # mypy does not read Ray
+    """Removes results that are not committed, before a run continues. ``Inputs`` leaves out those that are.
+
+    Ray's own process that leaves them out would take a core for the whole run. On a cluster of less than twenty, Ray
+    then writes no results before the last scan is classified, and a kill loses them.
+    """
+
+    def load_checkpoint(self, data_file_dir: str | None = None, data_file_filesystem: Any = None) -> tuple[None, int]:
+        """Return that Ray has nothing to leave out."""
+        self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0
 
 
 def read_facts(out: Path, inputs: int) -> Facts:
