@@ -389,6 +389,8 @@ def planted(scratch: Scratch, only: str) -> int:
         else:
             if tests not in passing:
                 passing[tests] = scratch.run(tests, 1200, slow=True) == "passed"
+                if not passing[tests]:
+                    print(scratch.log[-2000:], file=sys.stderr)
             [file] = matches
             scratch.write(file, re.sub(pattern, lambda _, new=fault["new"]: new, texts[file]).encode())
             outcome = "MISSED" if scratch.run(tests, 1200, slow=True) == "passed" else "noticed"
