@@ -642,7 +642,8 @@ def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["slice", "series"])
-def test_a_run_without_inputs_can_be_run_again(by, tmp_path):
+def test_a_run_without_inputs_can_be_run_again(by, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "import_ray", lambda address: None)  # it changes the environment of this process
     (tmp_path / "none.txt").touch()
     archive = job.Archive((f"@{tmp_path / 'none.txt'}",), tmp_path / "out", "small", RunOptions(), by=by)
     for _ in range(2):

@@ -26,6 +26,7 @@ _ENVIRONMENT = {
     "RAY_TQDM": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no warning that tasks without a GPU will not see any
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # of a process that writes, which is needed again soon
     "RAY_task_events_report_interval_ms": "0",  # Ray would keep 3.5 KB about each of up to 100,000 tasks
     # What allocators keep for later: Arrow's 30 MB in a process that writes, that of the C library in every thread.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
