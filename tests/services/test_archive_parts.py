@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
@@ -396,6 +397,8 @@ def test_a_full_disk_for_copies_is_named(study, tmp_path, monkeypatch):
 @pytest.mark.parametrize("of_user", [None, "/home"])
 def test_copies_that_killed_workers_leave_are_removed(monkeypatch, of_user):
     monkeypatch.setenv("TMPDIR", of_user) if of_user else monkeypatch.delenv("TMPDIR", raising=False)
+    of_killed_run = Path(tempfile.gettempdir(), "mri-edge-scans-0123abcd")
+    of_killed_run.mkdir(exist_ok=True)
     made: list[Path] = []
 
     def start_and_fail(**options):
@@ -410,6 +413,7 @@ def test_copies_that_killed_workers_leave_are_removed(monkeypatch, of_user):
     assert not made[0].exists()
     assert made[1].parent.name.startswith("mri-edge-scans-")
     assert not made[1].parent.exists()
+    assert not of_killed_run.exists()
     assert os.environ.get("TMPDIR") == of_user
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.native import silence_stderr
 from mri_edge.errors import EngineUnavailable, UsageError, first_line, printable
+from mri_edge.storage.staging import locked_temp_folder
 
 # Ray reads these when it is imported or started.
 _ENVIRONMENT = {
@@ -70,7 +71,7 @@ def cluster(address: str | None) -> Iterator[Resources]:
     """Start Ray with the cores of this process for the time of the block, or connect to the cluster at ``address``.
 
     The cores are counted by affinity and by the quota of the container. A started Ray listens on the loopback interface
-    only, and its temporary files are removed afterwards.
+    only, and its temporary files are removed afterwards; those of a killed run are removed by the next one.
 
     Raises
     ------
@@ -81,33 +82,35 @@ def cluster(address: str | None) -> Iterator[Resources]:
 
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    folders: list[str] = []
-    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+    with (
+        ExitStack() as folders,
+        warnings.catch_warnings(),
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):
         warnings.simplefilter("ignore")  # they are for those who write programs for Ray, as are its lines on stdout
         try:
             _check_reachable(address)
             with silence_stderr(), _without_other_services(), _same_sigterm():
                 if address is None:
                     short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMP
-                    folders.append(tempfile.mkdtemp(prefix="mri-edge-ray-", dir=None if short else "/tmp"))  # noqa: S108
-                    folders.append(tempfile.mkdtemp(prefix="mri-edge-scans-"))
-                    with _temporary_files_of_workers_in(folders[1]):
+                    own = _temporary_folder(folders, tempfile.gettempdir() if short else "/tmp", "ray")  # noqa: S108
+                    copies = _temporary_folder(folders, tempfile.gettempdir(), "scans")
+                    with _temporary_files_of_workers_in(copies):
                         ray.init(
                             address="local",
                             num_cpus=available_cpus(),
                             object_store_memory=_STORE_BYTES,
                             include_dashboard=False,
-                            _temp_dir=folders[0],
+                            _temp_dir=own,
                             **quiet,
                         )
                 else:
                     ray.init(address=address, **quiet)
         except KeyboardInterrupt:  # while Ray starts
             ray.shutdown()
-            _remove(folders)
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            _remove(folders)
             if address is None:
                 raise
             raise UsageError(
@@ -120,7 +123,6 @@ def cluster(address: str | None) -> Iterator[Resources]:
             yield Resources(max(1, cpus), int(found.get("GPU", 0)))
         finally:
             ray.shutdown()
-            _remove(folders)
 
 
 @contextmanager
@@ -164,6 +166,10 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
+def _temporary_folder(folders: ExitStack, parent: str, purpose: str) -> str:
+    return str(folders.enter_context(locked_temp_folder(Path(parent), f"mri-edge-{purpose}-", mode=0o700)))
+
+
 @contextmanager
 def _temporary_files_of_workers_in(folder: str) -> Iterator[None]:
     """Let processes that are started in the block use a folder of ours: one that is killed leaves copies of scans."""
@@ -175,8 +181,3 @@ def _temporary_files_of_workers_in(folder: str) -> Iterator[None]:
         os.environ.pop("TMPDIR")
         if before is not None:
             os.environ["TMPDIR"] = before
-
-
-def _remove(folders: list[str]) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
