@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         collection = collect(scans, Bundle.open(name).manifest.preprocessing)
         split = choose_roles(collection)
         write_keras_bundle(name, options.out / name, collection, labels, split)
-        export = program("export", options.out / name, "--all", "--data", options.data)
+        export = program("export", options.out / name, "--all", "--keep-going", "--data", options.data)
         codes.append(subprocess.run(export, check=False).returncode)
         restore_shipped(name, options.out / name)
     return max(codes)
