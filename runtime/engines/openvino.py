@@ -85,7 +85,7 @@ class OpenVINOEngine:
                 request = self._free.pop()  # atomic, so that no other thread takes the same request
             except IndexError:
                 request = self._compiled.create_infer_request()
-            # Without copies: those of the outputs that nobody wants, and of a small picture, take a tenth of a small
+            # Without copies: those of the outputs that nobody wants, and of the batch, take a fifth of a small
             # network's time. The call returns when it has computed, so the batch is not changed meanwhile.
             results = request.infer(batch, share_inputs=True, share_outputs=True)
         except Exception as error:

@@ -69,7 +69,7 @@ def finished_inputs(out: Path) -> NDArray[np.int64]:
 class Continued(IdColumnCheckpointManager):  # type: ignore[misc]  # mypy does not read Ray
     """Removes results that are not committed, before a run continues. ``Inputs`` leaves out those that are.
 
-    Ray's own process that leaves them out would take a core for the whole run. On a cluster of less than twenty, Ray
+    Ray's own process that leaves them out would take a core for the whole run. On a cluster of fewer than 20 cores, Ray
     then writes no results before the last scan is classified, and a kill loses them.
     """
 
