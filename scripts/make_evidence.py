@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mri_edge.authoring.intervals import wilson_interval, with_interval
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.inference.prediction import NOTICE
-from mri_edge.train.evaluation.crossval_figures import SENSITIVITY, BinaryAnswers, student_minus_teacher
+from mri_edge.train.evaluation.crossval_figures import SENSITIVITY, BinaryAnswers, mean_difference
 from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages
 from mri_edge.train.reports.tables import NAMES, interval
 
@@ -38,6 +38,9 @@ DRAWS, PART = 1000, 8  # thresholds from random eighths; a training validates on
 _AT_SENSITIVITY = f"false positive rate at {SENSITIVITY:g} sensitivity"
 _FIGURES = NAMES | {"false_positive_rate_at_sensitivity": _AT_SENSITIVITY}
 _MAIN = ("auc", "sensitivity", "specificity")
+_COMPARED = {"auc": "AUC", "specificity": f"specificity at {SENSITIVITY:g} sensitivity", "accuracy": "accuracy"}
+_UNCHANGED = "unchanged"  # the record of an ablation in which nothing is
+_ABLATED = ("change", "held out", "tested on", "recipe", "runs")
 _OF_LABEL = ("sensitivity", "precision", "f1", "auc")
 _HELD_OUT = (
     "whole sources",
@@ -105,6 +108,15 @@ class Study:
             return f"{self.record['teacher']['recipe']}, teacher"
         recipe = f"{self.record['recipe']}{self.seed}"
         return f"{recipe}, {model}" if len(self.models) > 1 else recipe
+
+    @property
+    def runs(self) -> int:
+        """Number of trainings of which each model is the mean."""
+        return int(self.record["schedule"].get("runs", 1))
+
+    def has_images_of(self, other: Study) -> bool:
+        """Whether both held out the same parts of the same images."""
+        return self.rank == other.rank and self.record["images"]["sha256"] == other.record["images"]["sha256"]
 
     def tested(self) -> list[tuple[str, str, Mapping[str, Any]]]:
         """Return what was tested, the model and its figures: by source if sources are held out, else over all images.
@@ -191,6 +203,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         parity=_parity(bundles),
         runs=_runs(root / "docs" / "evidence" / "runs.json"),
         several=[{"title": study.title, "facts": study.facts(), "tables": _label_tables(study)} for study in several],
+        contributions=_contributions(ablations, two),
         ablations=_ablations(ablations),
         methods=_methods([*studies, *ablations]),
     )
@@ -256,27 +269,24 @@ def _lead(studies: Sequence[Study]) -> str:
 
 def _compared(studies: Sequence[Study]) -> str:
     """Return the paired differences between the recipes of the default model and of vgg16, on the same images."""
-    pairs = [
-        (study, ScoredImages.of(study.record), ScoredImages.of(other.record))
-        for study, other in product(studies, studies)
-        if (study.record["recipe"], other.record["recipe"]) == (_LEADING, _REFERENCE) and study.rank == other.rank < 2
-    ]
     rows = []
-    for study, ours, theirs in pairs:
-        if not np.array_equal(ours.sha256, theirs.sha256):
+    for study, other in product(studies, studies):
+        recipes = study.record["recipe"], other.record["recipe"]
+        if recipes != (_LEADING, _REFERENCE) or study.rank > 1 or not study.has_images_of(other):
             continue
-        positive, everything = study.record["positive"], np.arange(len(ours))
-        parts = {name: np.flatnonzero(ours.source == name) for name in np.unique(ours.source)}
-        for tested, chosen in (parts if study.rank == 0 else {"all sources": everything}).items():
-            answers = (_answers(images, positive).of(chosen) for images in (theirs, ours))
-            found = student_minus_teacher(ours.label[chosen] == positive, *answers, ours.group[chosen])
-            cells = [
-                with_interval(*(found[name][bound] for bound in ("value", "low", "high")), signed=True)
-                for name in ("auc", "specificity", "accuracy")
-            ]
-            rows.append((study.held_out, f"{tested}{study.seed}", *cells))
-    names = ("AUC", f"specificity at {SENSITIVITY:g} sensitivity", "accuracy")
-    return _table(("held out", "tested on", *names), rows, text=2) if rows else ""
+        images = ScoredImages.of(study.record)
+        for tested, chosen in _tested_rows(study, images).items():
+            pair = _answers(study, chosen), _answers(other, chosen)
+            found = mean_difference(images.label[chosen] == study.record["positive"], [pair], images.group[chosen])
+            rows.append((study.held_out, f"{tested}{study.seed}", *(_signed(found[name]) for name in _COMPARED)))
+    return _table(("held out", "tested on", *_COMPARED.values()), rows, text=2) if rows else ""
+
+
+def _tested_rows(study: Study, images: ScoredImages) -> dict[str, NDArray[np.intp]]:
+    """Return the rows of ``images`` that ``Study.tested`` tells apart."""
+    if study.rank:
+        return {"all sources": np.arange(len(images))}
+    return {name: np.flatnonzero(images.source == name) for name in np.unique(images.source).tolist()}
 
 
 def _alone(studies: Sequence[Study]) -> str:
@@ -296,9 +306,11 @@ def _alone(studies: Sequence[Study]) -> str:
     )
 
 
-def _answers(images: ScoredImages, positive: int) -> BinaryAnswers:
+def _answers(study: Study, rows: NDArray[np.intp]) -> BinaryAnswers:
+    """Return the answers of a study with a single model to the images ``rows``."""
+    images, positive = ScoredImages.of(study.record), study.record["positive"]
     [(name, probabilities)] = images.probabilities.items()
-    return BinaryAnswers(probabilities[:, positive], images.called[name] == positive)
+    return BinaryAnswers(probabilities[:, positive], images.called[name] == positive).of(rows)
 
 
 def _held_out_list(studies: Sequence[Study]) -> str:
@@ -359,11 +371,14 @@ def _figures(study: Study) -> str:
 
 
 def _student_table(record: Mapping[str, Any]) -> str:
-    keys = {"auc": "AUC", "specificity": f"specificity at {SENSITIVITY:g} sensitivity", "accuracy": "accuracy"}
-    heads = ["student minus teacher, paired", *keys.values()]
+    heads = ["student minus teacher, paired", *_COMPARED.values()]
     judged = record.get("student_minus_teacher_at_threshold_of_other_folds", {})
     rows = [
-        [student, *(_signed(found[key]) for key in keys), *([_signed(judged[student]["accuracy"])] if judged else [])]
+        [
+            student,
+            *(_signed(found[key]) for key in _COMPARED),
+            *([_signed(judged[student]["accuracy"])] if judged else []),
+        ]
         for student, found in record["student_minus_teacher"].items()
     ]
     return _table([*heads, *(["accuracy at the threshold of the other folds"] if judged else [])], rows)
@@ -500,21 +515,48 @@ def _label_tables(study: Study) -> list[str]:
     return tables
 
 
+def _contributions(ablations: Sequence[Study], studies: Sequence[Study]) -> str:
+    """Return the paired differences between changed and unchanged recipes, mean of all seeds that both have."""
+    unchanged = [*studies, *(study for study in ablations if study.record["change"] == _UNCHANGED)]
+    found: dict[tuple[str, str, int, int], list[tuple[Study, Study]]] = {}
+    for study, other in product(ablations, unchanged):
+        change, recipe = study.record["change"], study.record["recipe"]
+        same = all(study.record[key] == other.record[key] for key in ("recipe", "seed")) and study.runs == other.runs
+        if change != _UNCHANGED and same and study.has_images_of(other):
+            found.setdefault((change, recipe, study.runs, study.rank), []).append((study, other))
+    rows = []
+    for (change, recipe, runs, _), pairs in found.items():
+        study = pairs[0][0]
+        images = ScoredImages.of(study.record)
+        for tested, chosen in _tested_rows(study, images).items():
+            answers = [(_answers(changed, chosen), _answers(baseline, chosen)) for changed, baseline in pairs]
+            mean = mean_difference(images.label[chosen] == study.record["positive"], answers, images.group[chosen])
+            of_seeds = [f"{_auc(changed, tested) - _auc(baseline, tested):+.3f}" for changed, baseline in pairs]
+            differences = (_signed(mean[key]) for key in _COMPARED)
+            rows.append((change, study.held_out, tested, recipe, str(runs), *differences, ", ".join(of_seeds)))
+    return _table((*_ABLATED, *_COMPARED.values(), "AUC of each seed"), rows, text=4)
+
+
+def _auc(study: Study, tested: str) -> float:
+    return next(float(figures["auc"]["value"]) for part, _, figures in study.tested() if part == tested)
+
+
 def _ablations(studies: Iterable[Study]) -> str:
     keys = (*_MAIN, "false_positive_rate_at_sensitivity")
     rows = [
         (
-            study.record.get("change") or Path(study.file).stem.replace("-", " "),
+            study.record["change"],
             study.held_out,
             tested,
             study.name(model),
+            str(study.runs),
             *_values(figures, keys),
             study.link,
         )
         for study in studies
         for tested, model, figures in study.tested()
     ]
-    return _table(("change", "held out", "tested on", "recipe", *_names(keys), "record"), rows, text=4)
+    return _table((*_ABLATED, *_names(keys), "record"), rows, text=4)
 
 
 def _methods(studies: Iterable[Study]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_shipped_threshold_is_compared_with_random_eighths(root: Path) -> None:
 def test_four_labels_and_ablations_have_sections_of_their_own(root: Path) -> None:
     four = record(labels=("glioma", "meningioma", "no tumour", "pituitary"))
     add(root, "four-class-blocks", four)
-    add(root, "without-lesions", record(seed=3), folder="ablation")
+    add(root, "without-lesions", record(seed=3) | {"change": "no drawn lesions"}, folder="ablation")
     page = build(root)[PAGE]
     assert "## Results" not in page  # no threshold, no sensitivity: not comparable with two labels
     assert "## Thresholds" not in page
@@ -200,5 +201,42 @@ def test_four_labels_and_ablations_have_sections_of_their_own(root: Path) -> Non
     assert "called meningioma" in page
     glioma = four["pooled"]["model"]["by_label"]["glioma"]["auc"]
     assert with_interval(glioma["value"], glioma["low"], glioma["high"]) in page
-    assert "| without lesions | slices (optimistic" in page
+    assert "| no drawn lesions | slices (optimistic" in page
     assert "[without-lesions](evidence/ablation/without-lesions.json)" in page
+
+
+def test_part_of_a_recipe_is_measured_by_the_mean_difference_of_seeds_on_the_same_images(root: Path) -> None:
+    baselines = {seed: record(protocol="sources", seed=seed, trained_with=seed) for seed in (0, 1)}
+    changed = {seed: record(protocol="sources", seed=seed + 10, trained_with=seed) for seed in (0, 1, 2)}
+    for seed, content in baselines.items():
+        add(root, f"base-{seed}", content | {"change": "unchanged"}, folder="ablation")
+    for seed, content in changed.items():  # nothing to compare seed 2 with
+        add(root, f"no-lesions-{seed}", content | {"change": "no drawn lesions"}, folder="ablation")
+    three_runs = {"change": "no filters", "schedule": {"steps": 1240, "runs": 3}}
+    add(root, "other-runs", record(protocol="sources", seed=5) | three_runs, folder="ablation")
+    page = build(root)[PAGE]
+    section = page[page.index("Changed minus unchanged") : page.index('or with "unchanged"')]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    assert [row[:5] for row in rows[2:]] == [
+        ["no drawn lesions", "whole sources", source, RECIPE, "1"] for source in ("first", "second")
+    ]
+    for row in rows[2:]:
+        values = [
+            figures["by_source"][row[2]]["model"]["auc"]["value"]
+            - baselines[seed]["by_source"][row[2]]["model"]["auc"]["value"]
+            for seed, figures in changed.items()
+            if seed in baselines
+        ]
+        assert row[8] == ", ".join(f"{value:+.3f}" for value in values)
+        mean, low, high = (float(number) for number in re.findall(r"[+-][0-9.]+", row[5]))
+        assert mean == pytest.approx(np.mean(values), abs=6e-4)
+        assert low <= mean <= high
+
+
+def test_unchanged_recipe_of_several_runs_is_that_of_the_main_tables(root: Path) -> None:
+    three_runs = {"schedule": {"steps": 1240, "runs": 3}}
+    add(root, "lite-sources", record(protocol="sources") | three_runs)
+    add(root, "unfiltered", record(protocol="sources") | three_runs | {"change": "no filters"}, folder="ablation")
+    page = build(root)[PAGE]
+    nothing = "+0.000 (+0.000 to +0.000)"
+    assert f"| no filters | whole sources | first | {RECIPE} | 3 | {nothing} | {nothing} | {nothing} | +0.000 |" in page

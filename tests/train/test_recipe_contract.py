@@ -209,7 +209,7 @@ def test_drawn_lesion_is_visible_in_the_view(tiny_recipe):
 def test_classes_are_balanced_even_if_a_source_has_only_one():
     label = np.repeat([0, 1, 1], [40, 60, 500])
     source = np.repeat(["both", "both", "tumours"], [40, 60, 500])
-    drawn = sampling.balanced_draws(label, source, 2 * sampling.ROUND_IMAGES, np.random.default_rng(0))
+    drawn = sampling.balanced_draws(label, source, 2 * sampling.ROUND_IMAGES, np.random.default_rng(0), exponent=0.5)
     assert np.mean(label[drawn] == 0) == pytest.approx(0.5, abs=0.01)
     assert 0.1 < np.mean(source[drawn][label[drawn] == 1] == "both") < 0.9
 

@@ -109,7 +109,7 @@ def test_draws_balance_classes_and_sources_and_show_every_image():
     label = np.repeat([0, 1, 0, 1], [9, 25, 40, 300])
     source = np.repeat(["small", "small", "large", "large"], [9, 25, 40, 300])
     count = 2 * sampling.ROUND_IMAGES
-    drawn = sampling.balanced_draws(label, source, count, np.random.default_rng(0))
+    drawn = sampling.balanced_draws(label, source, count, np.random.default_rng(0), exponent=0.5)
     assert len(drawn) == count
     small = 3 / (3 + np.sqrt(40))  # shares grow with the root of the rarer class: 9 and 40
     # Each of 374 images is drawn as often as its weight requires, to within one, in 2,048 draws.

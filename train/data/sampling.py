@@ -39,7 +39,13 @@ def view_maker(
     their label indices (N,). Its result depends only on the step and the seed.
     """
     order = train[
-        balanced_draws(data.label[train], data.source[train], steps * batch, np.random.default_rng([seed, 0]))
+        balanced_draws(
+            data.label[train],
+            data.source[train],
+            steps * batch,
+            np.random.default_rng([seed, 0]),
+            exponent=transforms.source_exponent,
+        )
     ]
     # With more than two classes, a drawn lesion belongs to none of the tumor labels.
     draws_lesions = len(labels.names) == 2 and labels.positive is not None
@@ -73,16 +79,18 @@ def balanced_draws(
     source: NDArray[np.str_],
     count: int,
     rng: np.random.Generator,
+    *,
+    exponent: float,
 ) -> Indices:
     """Choose which images to show, in order: positions (count,).
 
     Every class is shown equally often, and every class draws its sources in the same proportions, so that the source
-    says nothing about the label. The weight of a source grows with the square root of the size of its rarer class, so
-    that a small source contributes without being memorized. In each round of ``ROUND_IMAGES`` the count of an image
-    matches its weight to within one (systematic sampling).
+    says nothing about the label. The weight of a source is the size of its rarer class to the power of ``exponent``:
+    with 0.5, a small source contributes without being memorized. In each round of ``ROUND_IMAGES`` the count of an
+    image matches its weight to within one (systematic sampling).
     """
     weight_of_source = {
-        name: min(np.unique(label[source == name], return_counts=True)[1]) ** 0.5 for name in np.unique(source)
+        name: min(np.unique(label[source == name], return_counts=True)[1]) ** exponent for name in np.unique(source)
     }
     weight = np.zeros(len(label))
     for name, class_index in {(s, c) for s, c in zip(source.tolist(), label.tolist(), strict=True)}:

@@ -351,17 +351,24 @@ class BinaryAnswers:
 def student_minus_teacher(
     is_positive: Flags, teacher: BinaryAnswers, student: BinaryAnswers, group: Indices
 ) -> dict[str, dict[str, Any]]:
-    """Return the student's metrics minus the teacher's on the same images (N,), with paired intervals.
+    """Return the student's metrics minus the teacher's on the same images, as ``mean_difference``."""
+    return mean_difference(is_positive, [(student, teacher)], group)
 
-    Each bootstrap resample contains the same images for both models, so that images which are hard for both cancel
+
+def mean_difference(
+    is_positive: Flags, pairs: Sequence[tuple[BinaryAnswers, BinaryAnswers]], group: Indices
+) -> dict[str, dict[str, Any]]:
+    """Return the metrics of the first model minus those of the second, mean of all ``pairs``, with paired intervals.
+
+    Each bootstrap resample contains the same images (N,) for all models, so that images which are hard for both cancel
     out. It is drawn by ``group`` (N,), see ``intervals.bootstrap``. AUC and specificity need images of both classes.
     ``specificity`` is measured where each model reaches a sensitivity of ``SENSITIVITY``; ``accuracy`` uses the labels
     that each model predicted.
     """
 
-    def differences(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        parts = [_paired_figures(is_positive, answers, weights) for answers in (student, teacher)]
-        return {name: parts[0][name] - parts[1][name] for name in parts[0]}
+    def differences(weights: Weights) -> Figures:
+        parts = [[_paired_figures(is_positive, answers, weights) for answers in pair] for pair in pairs]
+        return {name: np.mean([ours[name] - theirs[name] for ours, theirs in parts], axis=0) for name in parts[0][0]}
 
     return _paired(differences, is_positive, group)
 

@@ -41,9 +41,10 @@ class ScanViews:
     """Random views of a scan at its own size: framing, gray levels and image quality.
 
     Fields that end in ``_probability`` are the probability of a transform, ranges are ``(low, high)``. See
-    ``transforms/mri.py`` for what each transform does.
+    ``transforms/mri.py`` for what each transform does, and ``data/sampling.py`` for ``source_exponent``.
     """
 
+    source_exponent: float = 0.5
     head_crop_probability: float = 0.5  # crop to the head instead of the whole picture
     head_margin: Range = (-0.04, 0.30)  # margin at each side as a fraction of the box; negative crops it
     picture_margin: Range = (-0.15, 0.15)
