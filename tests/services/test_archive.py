@@ -189,7 +189,7 @@ def test_each_series_has_a_row_even_if_it_lies_in_two_folders_and_a_crash_sets_i
     shutil.copy(DEMO[1], study / "d" / "crash.jpg")
     code, _, err = archive(study, "--by", "series", "--plane", "any")
     assert code == 1
-    assert "joined: 1 folders" in err
+    assert "joined: 1 folder with others" in err
     found = rows(tmp_path / "out")
     assert [row["code"] for row in found if row["outcome"] == "failed"] == ["crashed"]
     answered = {row["id"]: row for row in found if row["outcome"] == "answered"}

@@ -218,7 +218,8 @@ def _joined(archive: Archive, record: RunRecord, cpus: int, notify: Notify) -> R
     joined.write(archive.out)
     shutil.rmtree(archive.out / FOLDERS, ignore_errors=True)
     if above:
-        notify(f"joined: {len(above):,} folders with others that hold the same series")
+        folders = "folder" if len(above) == 1 else "folders"
+        notify(f"joined: {len(above):,} {folders} with others that hold the same series")
     return joined
 
 
