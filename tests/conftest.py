@@ -25,6 +25,9 @@ from mri_edge.scans.preprocessing import Preprocessing
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# As in ``load_keras``: test modules import TensorFlow before they call it.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 # Variables that the tests read: the folders of the real scans, of the tiny models, and of public image test suites.
 READ_BY_TESTS = ("MRI_EDGE_DATA", "MRI_EDGE_TINY", "MRI_EDGE_SUITES")

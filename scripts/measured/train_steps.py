@@ -8,6 +8,7 @@ Both train the same network with the same optimizer on the same views, whose mak
 import dataclasses
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from mri_edge.train.transforms.mri import Slice, augment
 
 _START = 3  # steps that are not counted: TensorFlow builds its graph and allocates memory in the first
 
-keras = load_keras("train")
 way, name, count, *pictures = sys.argv[1:]
+keras = import_module("keras") if way == "keras" else load_keras("train")  # Keras as any script gets it
 steps = int(count)
 recipe, slices = find_recipe(name), [Slice.from_pixels(readers.load(Path(picture))) for picture in pictures]
 assert isinstance(recipe.schedule, FineTuning)  # noqa: S101 (for the type checker)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -159,3 +163,21 @@ def test_resumed_training_ends_with_the_same_weights(unbroken, tmp_path, cut, ep
     assert steps == list(range(cut // epoch_steps * epoch_steps, 15))
     for left, right in zip(expected, resumed.get_weights(), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86-64 has a default to change")
+def test_tensorflow_computes_with_onednn_on_every_x86_cpu():
+    pytest.importorskip("tensorflow")
+    program = (
+        "from mri_edge.authoring.quiet import load_keras\n"
+        "load_keras('train')\n"
+        "from tensorflow.python.util import _pywrap_util_port\n"
+        "print(_pywrap_util_port.IsMklEnabled())"
+    )
+    for given, expected in ((None, "True"), ("0", "False")):
+        environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+        environment |= {"TF_ENABLE_ONEDNN_OPTS": given} if given else {}
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+        )
+        assert done.stdout.strip() == expected, done.stderr
