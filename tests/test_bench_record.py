@@ -368,12 +368,3 @@ def test_embedded_files_replace_rebuilt_ones(tmp_path):
         whole.artifact("fp16.onnx")
     ]
     assert len(whole.manifest.artifacts) == len(shipped.manifest.artifacts) + 1
-
-
-@pytest.mark.parametrize("way", ["mri-edge", "keras"])
-def test_steps_of_a_training_are_timed(way):
-    pytest.importorskip("keras", reason="needs the extra 'train'")
-    from benchmarks.processes import SCANS, output, script
-
-    [line] = output(script("train_steps.py", way, "lite", 4, *SCANS))
-    assert float(line) > 0

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import os
 import platform
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ keras = pytest.importorskip("keras", reason="needs the extra 'train'")
 from mri_edge.train.loops import finetune as loop
 from mri_edge.train.models.vgg16 import VGG16
 from mri_edge.train.recipes.base import FineTuning
+from mri_edge.train.recipes.lite import LITE
+from mri_edge.train.recipes.registry import RECIPES
 
 SCHEDULE = FineTuning(
     epochs=12,
@@ -174,10 +178,22 @@ def test_tensorflow_computes_with_onednn_on_every_x86_cpu():
         "from tensorflow.python.util import _pywrap_util_port\n"
         "print(_pywrap_util_port.IsMklEnabled())"
     )
-    for given, expected in ((None, "True"), ("0", "False")):
-        environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-        environment |= {"TF_ENABLE_ONEDNN_OPTS": given} if given else {}
-        done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
-        )
-        assert done.stdout.strip() == expected, done.stderr
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize("way", ["mri-edge", "keras"])
+def test_steps_of_a_training_are_timed(way, toy_backbone, monkeypatch, capsys):
+    recipe = dataclasses.replace(
+        LITE,
+        backbone="toy",
+        preprocessing=toy_backbone.preprocessing,
+        schedule=dataclasses.replace(LITE.schedule, batch=2, frozen_stages=1),
+    )
+    monkeypatch.setitem(RECIPES, "lite", recipe)
+    checkout = Path(__file__).parents[2]
+    scans = map(str, sorted((checkout / "examples").glob("*.jpg")))
+    monkeypatch.setattr(sys, "argv", ["train_steps.py", way, "lite", "5", *scans])
+    runpy.run_path(str(checkout / "scripts" / "measured" / "train_steps.py"))
+    assert float(capsys.readouterr().out) > 0
