@@ -148,7 +148,9 @@ def test_rows_are_the_results_of_predict_and_a_crash_is_one_of_them(archive, tmp
 
     # The same command again finds nothing to do; another window is refused.
     before = sorted((tmp_path / "out" / "results").rglob("*.parquet"))
-    assert archive("scans", "study.zip", "@list.txt", "study.tar")[0] == 1
+    code, _, err = archive("scans", "study.zip", "@list.txt", "study.tar")
+    assert code == 1
+    assert "continuing with the list of 12 inputs" in err
     assert sorted((tmp_path / "out" / "results").rglob("*.parquet")) == before
     code, _, err = archive("scans", "study.zip", "@list.txt", "study.tar", "--window", "auto")
     assert code == 2

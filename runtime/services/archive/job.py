@@ -101,6 +101,10 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     make_folder(out)
     with locked(out):
         begun = begun_run(out, record)
+        if begun:  # the same words may name other scans now, as "-" does
+            notify(
+                f"continuing with the list of {begun.inputs or 0:,} inputs of {out}: the sources are not listed again"
+            )
         record = begun or _listed(archive, record, notify)
         from .sink import finished_inputs
         from .summary import write_summary
