@@ -109,7 +109,7 @@ def _tune(provider: str, folder: Path) -> dict[str, Any]:
     """A profile holds the measurements of several providers; predict uses those of the one that is named."""
     tuned = {
         name: _mri_edge(folder, "tune", "small", "--provider", name, "--seconds", 0.1, "--batch", 64, "--json")
-        for name in ("cpu", provider)
+        for name in dict.fromkeys(("cpu", provider))
     }
     done = _mri_edge(folder, "predict", SCANS[0], "--json", "--model", "small", "--provider", provider, "-v")
     many = {name: json.loads(run.stdout)["many"] for name, run in tuned.items() if run.returncode == 0}
