@@ -70,7 +70,7 @@ def smoke(fault: str, out: Path, *options: str, setting: str = "") -> subprocess
 
 
 def test_nothing_is_worse_without_a_fault(tmp_path):
-    done = smoke("nothing", tmp_path / "fresh.json")
+    done = smoke("nothing", tmp_path / "fresh.json", "--model", "small")
     assert done.returncode == 0, done.stdout + done.stderr
     fresh = json.loads((tmp_path / "fresh.json").read_text(encoding="utf-8"))
     assert {timing["stage"] for timing in fresh["latency"].values()} == {"decode", "resize", "rest"}
@@ -78,7 +78,7 @@ def test_nothing_is_worse_without_a_fault(tmp_path):
 
 
 def test_disturbed_stage_is_measured_again(tmp_path):
-    done = smoke("a temporary disturbance of the resizer", tmp_path / "fresh.json")
+    done = smoke("a temporary disturbance of the resizer", tmp_path / "fresh.json", "--model", "small")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
