@@ -15,6 +15,7 @@ from mri_edge.errors import DISK_ERRORS, OutputError
 from .staging import locked_temp_folder
 
 _CHUNK = 4 << 20
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 
 
 def sha256_of(path: Path) -> str:
@@ -96,10 +97,10 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def atomic_move(source: Path, target: Path) -> None:
+def atomic_move(source: Path, target: Path, *, name: Path | None = None) -> None:
     """Move a file, also to another file system. ``target`` is replaced by the complete file or stays unchanged.
 
-    Between file systems, the copy is synced to disk before the source is removed.
+    Between file systems, the copy is synced to disk before the source is removed. Messages call the source ``name``.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def atomic_move(source: Path, target: Path) -> None:
             source.unlink()
     except OSError as error:
         raise OutputError(
-            f"{source}: cannot be moved to {target} ({error.strerror})",
+            f"{name or source}: cannot be moved to {target} ({error.strerror})",
             "Both folders must be writable, with free space",
         ) from error
     finally:
@@ -222,19 +223,35 @@ def _put_in_place(staging: Path, path: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one step with ``renameat2`` of Linux, which Python does not offer (tested with glibc 2.36).
+    """Swap two folders in one step.
 
     Two renames are not enough: between them, a reader finds no folder under the name, and a kill or a power cut leaves
     none there. Returns False if the system or the file system cannot do it.
     """
+    return _renameat2(first, second, _RENAME_EXCHANGE)
+
+
+def rename_to_free_name(source: Path, target: Path) -> bool:
+    """Rename a file unless ``target`` exists. Returns whether it was renamed. Raises OSError."""
+    if _renameat2(source, target, _RENAME_NOREPLACE):
+        return True
+    if os.path.lexists(target):
+        return False
+    # This system or file system (macOS, NFS) cannot do it in one step.
+    os.rename(source, target)
+    return True
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> bool:
+    """Call ``renameat2`` of Linux, which Python does not offer (tested with glibc 2.36). Returns whether it worked."""
     import ctypes
 
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
         return False
-    at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
-    status: int = renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), ctypes.c_uint(rename_exchange))
+    at_fdcwd = -100  # linux/fcntl.h
+    status: int = renameat2(at_fdcwd, os.fsencode(source), at_fdcwd, os.fsencode(target), ctypes.c_uint(flags))
     return status == 0
 
 

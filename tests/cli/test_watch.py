@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -294,6 +298,101 @@ def test_watch_stops_cleanly_on_a_signal(places, started, number, code, words):
     assert {path.name for path in (places.out / "results").iterdir()} == {f"{name}.json" for name in done}
     assert len(out.splitlines()) == len(done)
     assert not (places.out / ".at-hand.json").exists()
+
+
+class Killed(BaseException):
+    """The end of the program. Every later step raises it too, so that no cleanup reaches the disk."""
+
+
+@pytest.fixture(params=["one disk", "two disks"])
+def watch_in_steps(
+    request: pytest.FixtureRequest, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[int], None]], int]:
+    """A function that runs a watch, calls another before each step that it takes on disk, and returns their number."""
+    steps = 0
+    before_step: Callable[[int], None] | None = None
+
+    def record(module: ModuleType, name: str) -> None:
+        function = getattr(module, name)
+
+        def step(path: Path, *arguments: Path, **options: object) -> object:
+            nonlocal steps, before_step
+            if before_step and Path(path).parent == places.incoming:
+                steps += 1
+                act, before_step = before_step, None  # what it does is no step
+                try:
+                    act(steps)
+                finally:
+                    before_step = act
+                if request.param == "two disks" and name == "replace":
+                    raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return function(path, *arguments, **options)
+
+        monkeypatch.setattr(module, name, step)
+
+    for module, name in ((os, "lstat"), (os, "rename"), (os, "replace"), (os, "unlink"), (shutil, "copyfile")):
+        record(module, name)
+
+    def run_watch(act: Callable[[int], None]) -> int:
+        nonlocal steps, before_step
+        steps, before_step = 0, act
+        try:
+            places.once()
+        finally:
+            before_step = None
+        return steps
+
+    return run_watch
+
+
+def kept_scans(places: Places) -> list[tuple[str, str]]:
+    """Return the hash of each scan by its result, and by its content. Empty the output folder for the next run."""
+    assert not [path for path in places.incoming.iterdir() if path.name != ".mri-edge.lock"]
+    records = [json.loads(path.read_bytes()) for path in (places.out / "results").iterdir()]
+    scans = [places.out / record["moved_to"] for record in records]
+    found = [
+        (record["sha256"], sha256_of(scan) if scan.exists() else "")
+        for record, scan in zip(records, scans, strict=True)
+    ]
+    shutil.rmtree(places.out)
+    return found
+
+
+def test_a_scan_that_replaces_another_at_any_step_is_classified(places, watch_in_steps):
+    """A sender may use a name again as soon as the result of the last scan is there."""
+    old, new = (places.scan(f"{level}.png", level, places.incoming.parent).read_bytes() for level in (10, 200))
+    digest = hashlib.sha256(new).hexdigest()
+
+    def send(content: bytes) -> None:
+        (places.incoming / ".sending").write_bytes(content)
+        os.replace(places.incoming / ".sending", places.incoming / "a.png")
+
+    for number in itertools.count(1):
+        send(old)
+        steps = watch_in_steps(lambda step, last=number: send(new) if step == last else None)
+        if steps < number:
+            break
+        places.once()
+        assert (digest, digest) in kept_scans(places), f"it came before step {number}"
+    assert number > 6
+
+
+def test_a_kill_at_any_step_leaves_the_scan_and_one_result(places, watch_in_steps):
+    digest = sha256_of(places.scan("a.png"))
+
+    def kill_at(last: int, step: int) -> None:
+        if step >= last:
+            raise Killed
+
+    for number in itertools.count(1):
+        places.scan("a.png")
+        try:
+            watch_in_steps(partial(kill_at, number))
+            break
+        except Killed:
+            assert places.once() == 0
+            assert kept_scans(places) == [(digest, digest)], f"it was killed before step {number}"
+    assert number > 6
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import pytest
 
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
 from mri_edge.services.in_progress import IN_PROGRESS, InProgress
-from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, stamp_of
+from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, claimed, stamp_of
 from mri_edge.services.watch.outbox import Outbox
+from mri_edge.storage import atomic
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import LOCK, locked
 
@@ -153,6 +154,89 @@ def test_a_stamp_is_of_plain_files_alone(tmp_path):
     (tmp_path / "link").symlink_to(path)
     os.mkfifo(tmp_path / "pipe")
     assert [stamp_of(tmp_path / name) for name in ("none", ".", "link", "pipe")] == [None] * 4
+
+
+# --- claims
+
+
+SHA256 = "0123456789abcdef" * 4
+
+
+@pytest.fixture(params=["renameat2", "rename"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to give a scan its name back: the one step of Linux, and what other systems do."""
+    if request.param == "rename":
+        monkeypatch.setattr(atomic, "_renameat2", lambda *_: False)
+
+
+def test_a_claimed_scan_that_was_not_moved_gets_its_name_back(incoming, clock, way):
+    path = write(incoming / "a.png", "old")
+    [found] = Arrivals(incoming, 0, clock=clock).look()
+    with claimed(found, SHA256) as claim:
+        assert claim is not None
+        assert claim.read_text() == "old"
+        assert names(Arrivals(incoming.parent, 0, clock=clock)) == []
+        assert [other.name for other in incoming.iterdir()] == [claim.name]
+    assert path.read_text() == "old"
+    with claimed(found, SHA256) as claim:
+        assert claim is not None
+        claim.unlink()
+    assert list(incoming.iterdir()) == []
+
+
+def test_a_scan_that_changed_or_is_gone_is_not_claimed(incoming, clock, way):
+    path = write(incoming / "a.png", "old")
+    [found] = Arrivals(incoming, 0, clock=clock).look()
+    os.replace(write(incoming / ".new", "new"), path)
+    with claimed(found, SHA256) as claim:
+        assert claim is None
+    assert [other.name for other in incoming.iterdir()] == ["a.png"]
+    assert path.read_text() == "new"
+    path.unlink()
+    with claimed(found, SHA256) as claim:
+        assert claim is None
+    assert list(incoming.iterdir()) == []
+
+
+def test_a_scan_that_cannot_be_claimed_raises(incoming, clock, monkeypatch):
+    write(incoming / "a.png")
+    [found] = Arrivals(incoming, 0, clock=clock).look()
+    monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(30, "Read-only file system")))
+    with pytest.raises(OutputError, match=r"a\.png: cannot be moved \(Read-only"), claimed(found, SHA256):
+        pytest.fail("the block must not run")
+
+
+def test_a_later_scan_of_the_name_is_not_overwritten_and_the_claimed_one_comes_after_it(incoming, clock, way):
+    path = write(incoming / "a.png", "old")
+    arrivals = Arrivals(incoming, 0, clock=clock)
+    [found] = arrivals.look()
+    with claimed(found, SHA256):
+        write(path, "new")
+    for _ in range(2):
+        assert names(arrivals) == ["a.png"]
+        assert path.read_text() == "new"
+    path.unlink()
+    assert names(arrivals) == ["a.png"]
+    assert path.read_text() == "old"
+    assert list(incoming.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a\nb.claim-01234567.png", "x" * 196 + ".png", "ü" * 125 + ".png"])
+def test_a_scan_that_a_kill_left_under_its_hidden_name_is_found(incoming, clock, name):
+    write(incoming / name)
+    [found] = Arrivals(incoming, 0, clock=clock).look()
+    killed = claimed(found, SHA256)
+    claim = killed.__enter__()
+    assert claim is not None
+    assert claim.name.startswith(".")
+    [again] = Arrivals(incoming, 0, clock=clock).look()
+    assert again.stamp == found.stamp
+    # Of a long name as much is left as the name of the result needs.
+    outbox = Outbox(incoming.parent / "out")
+    outbox.make()
+    kept, _ = outbox.place(name, SHA256)
+    outbox.write(kept, {"sha256": SHA256})
+    assert outbox.place(again.path.name, SHA256) == (kept, {"sha256": SHA256})
 
 
 # --- scans in progress

@@ -16,7 +16,7 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
-from mri_edge.storage.atomic import atomic_folder, atomic_write, exchange, sha256_of
+from mri_edge.storage.atomic import atomic_folder, atomic_write, exchange, rename_to_free_name, sha256_of
 
 
 def _names(folder: Path) -> list[str]:
@@ -308,6 +308,24 @@ def test_an_atomic_move_that_fails_leaves_the_source(
         with pytest.raises(OutputError, match="changed while it was copied"):
             atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_rename_to_a_free_name_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_step: bool
+) -> None:
+    if not in_one_step:
+        monkeypatch.setattr(atomic, "_renameat2", lambda *_: False)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("new")
+    target.write_text("old")
+    assert not rename_to_free_name(source, target)
+    assert (source.read_text(), target.read_text()) == ("new", "old")
+    target.unlink()
+    assert rename_to_free_name(source, target)
+    assert (_names(tmp_path), target.read_text()) == (["target"], "new")
+    with pytest.raises(FileNotFoundError):
+        rename_to_free_name(source, tmp_path / "other")
 
 
 # --- what a kill leaves

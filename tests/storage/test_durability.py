@@ -168,4 +168,5 @@ def test_watch_has_the_result_on_disk_before_the_scan_leaves(
         ]
         assert syncs, "the scan left before the name of its result was on disk"
         if disks == 2:
-            assert moved < storage.place("remove", incoming / name)
+            hidden = [event.path for event in storage.events if event.path.name.startswith(f".{name}.claim-")]
+            assert moved < storage.place("remove", hidden[0])

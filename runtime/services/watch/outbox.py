@@ -71,9 +71,9 @@ class Outbox:
         """Write a heatmap. Raises OutputError."""
         atomic_write(self.heatmaps / f"{kept}.png", picture)
 
-    def move(self, scan: Path, kept: str, *, failed: bool) -> None:
-        """Move a scan that has its result to ``done/`` or ``failed/``. Raises OutputError."""
-        atomic_move(scan, (self.failed if failed else self.done) / kept)
+    def move(self, scan: Path, kept: str, *, failed: bool, name: Path | None = None) -> None:
+        """Move a scan that has its result to ``done/`` or ``failed/``. ``name`` is for messages. Raises OutputError."""
+        atomic_move(scan, (self.failed if failed else self.done) / kept, name=name)
 
     def _read(self, kept: str) -> Record | None:
         """Return the result of that name; None if there is none, empty if the file is not a result of watch."""

@@ -23,7 +23,7 @@ from mri_edge.services.systemd import Heartbeat
 from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
-from .arrivals import Arrival, Arrivals, stamp_of
+from .arrivals import Arrival, Arrivals, claimed, stamp_of
 from .outbox import Outbox, Record
 
 _PATIENCE = 5  # multiple of the settling time that a scan gets if it cannot be read, as it may still be arriving
@@ -115,7 +115,7 @@ class Watch:
         """Lock both folders, and create the output folder. The watched folder is first, because it is never created."""
         folder, out = self._arrivals.folder, self._outbox.folder
         with ExitStack() as taken:
-            self._arrivals.look()
+            self._arrivals.paths()
             self._lock(folder, taken)
             self._outbox.make()
             if os.path.realpath(out) != os.path.realpath(folder):
@@ -201,7 +201,10 @@ class Watch:
                 self._outbox.write(_result_name(self._outbox, kept, record), record)
         if stamp_of(scan) != arrival.stamp:
             return []
-        self._outbox.move(scan, kept, failed=any("error" in record for record in records))
+        with claimed(arrival, sha256) as claim:
+            if claim is None:
+                return []
+            self._outbox.move(claim, kept, failed=any("error" in record for record in records), name=scan)
         return records
 
     def _classify(self, arrival: Arrival, kept: str, sha256: str) -> list[Record]:
