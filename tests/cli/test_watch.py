@@ -165,6 +165,24 @@ def test_files_that_are_not_scans_stay_in_place(places, capfd):
     assert ".hidden" not in err
 
 
+def test_links_that_cannot_be_followed_are_ignored(places, capfd):
+    locked = places.incoming.parent / "locked"
+    locked.mkdir()
+    # The system refuses each for another reason; root may enter the first one.
+    for name, target in (("a.png", locked / "a.png"), ("b.png", "n" * 300), ("c.png", "c.png"), ("d.png", "none")):
+        (places.incoming / name).symlink_to(target)
+    places.scan("scan.png")
+    locked.chmod(0)
+    try:
+        assert places.once() == 0
+    finally:
+        locked.chmod(0o700)
+    err = capfd.readouterr().err
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        assert f"{name}: ignored, it is a link" in err
+    assert places.files() == ["done/scan.png", "results/scan.png.json"]
+
+
 # So that no pause of this process on a machine with other work looks like the end of a file.
 patient = pytest.mark.parametrize("started", [("--settle", "1")], ids=["patient"], indirect=True)
 

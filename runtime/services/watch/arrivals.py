@@ -100,7 +100,8 @@ class Arrivals:
                 continue
             stamp = stamp_of(path)
             if stamp is None:
-                if not path.is_dir() or path.is_symlink():
+                # Path.is_dir raises an error for a link into a folder that may not be entered; this returns False.
+                if not os.path.isdir(path) or os.path.islink(path):
                     unrecognized.add(name)
                 continue
             file = self._seen.get(name)

@@ -293,9 +293,9 @@ def _result_name(outbox: Outbox, kept: str, record: Record) -> str:
 
 
 def _why_ignored(path: Path) -> str:
-    if path.is_symlink():
+    if os.path.islink(path):
         return "it is a link"
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         return "it is a pipe, a socket or a device"
     return "no reader recognizes it"
 
