@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -18,12 +18,17 @@ _CHUNK = 4 << 20
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+def _nothing() -> None:
+    pass
+
+
+def sha256_of(path: Path, beat: Callable[[], None] = _nothing) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits. ``beat`` is called often, and may raise to end it."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
+            beat()
     return digest.hexdigest()
 
 
@@ -97,10 +102,11 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def atomic_move(source: Path, target: Path, *, name: Path | None = None) -> None:
+def atomic_move(source: Path, target: Path, *, name: Path | None = None, beat: Callable[[], None] = _nothing) -> None:
     """Move a file, also to another file system. ``target`` is replaced by the complete file or stays unchanged.
 
-    Between file systems, the copy is synced to disk before the source is removed. Messages call the source ``name``.
+    Between file systems, the copy is synced to disk before the source is removed. ``beat`` is called often during the
+    copy. Messages call the source ``name``.
 
     Raises
     ------
@@ -117,7 +123,7 @@ def atomic_move(source: Path, target: Path, *, name: Path | None = None) -> None
             import shutil  # with five compression libraries, which ``predict`` does not need
 
             before = source.stat()
-            shutil.copyfile(source, temporary)
+            _copy(source, temporary, beat)
             with suppress(OSError):  # some network shares do not store times
                 shutil.copystat(source, temporary)
             with open(temporary, "r+b") as file:
@@ -136,6 +142,13 @@ def atomic_move(source: Path, target: Path, *, name: Path | None = None) -> None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, beat: Callable[[], None]) -> None:
+    with open(source, "rb", buffering=0) as original, open(target, "xb") as copy:
+        while piece := original.read(_CHUNK):
+            copy.write(piece)
+            beat()
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -32,6 +32,7 @@ from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Prediction
 from mri_edge.services.watch.outbox import Outbox
 from mri_edge.services.watch.watch import Watch
+from mri_edge.storage import atomic
 from mri_edge.storage.atomic import sha256_of
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
@@ -163,6 +164,27 @@ def test_files_that_are_not_scans_stay_in_place(places, capfd):
     assert "link.png: ignored, it is a link" in err
     assert ("pipe.png: ignored, it is a pipe, a socket or a device" in err) is hasattr(os, "mkfifo")
     assert ".hidden" not in err
+
+
+def test_a_file_too_large_for_a_scan_is_never_read_and_stays_in_place(places, capfd, monkeypatch):
+    def hash_small_file(path: Path, *arguments: Callable[[], None]) -> str:
+        assert path.stat().st_size < 1 << 30
+        return sha256_of(path, *arguments)
+
+    for module in ("watch", "outbox"):
+        monkeypatch.setattr(f"mri_edge.services.watch.{module}.sha256_of", hash_small_file)
+    for name in ("a.png", "b.png"):
+        places.scan(name)
+    os.truncate(places.incoming / "a.png", 60 << 30)  # takes no space on the disk
+    assert places.once() == 1
+    assert "a.png: too large, 64,425 MB. The limit is 10,000 MB. It stays where it is" in capfd.readouterr().err
+    assert places.files() == ["done/b.png", "results/b.png.json"]
+    os.truncate(places.out / "done" / "b.png", 60 << 30)
+    (places.incoming / "a.png").unlink()
+    digest = sha256_of(places.scan("b.png"))
+    assert places.once() == 0
+    assert sha256_of(places.out / "done" / f"b.{digest[:12]}.png") == digest
+    assert (places.out / "done" / "b.png").stat().st_size == 60 << 30
 
 
 def test_links_that_cannot_be_followed_are_ignored(places, capfd):
@@ -348,7 +370,7 @@ def watch_in_steps(
 
         monkeypatch.setattr(module, name, step)
 
-    for module, name in ((os, "lstat"), (os, "rename"), (os, "replace"), (os, "unlink"), (shutil, "copyfile")):
+    for module, name in ((os, "lstat"), (os, "rename"), (os, "replace"), (os, "unlink"), (atomic, "_copy")):
         record(module, name)
 
     def run_watch(act: Callable[[int], None]) -> int:
@@ -887,6 +909,61 @@ def test_systemd_is_notified_between_the_frames_of_a_scan(places, monkeypatch):
         assert len(list(watch.records(once=True, every_s=0.01))) == 3
     first = beats.index("frame")
     assert beats[first : first + 6] == ["frame", "beat"] * 3
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a small scan take as many pieces as a large one."""
+    monkeypatch.setattr(atomic, "_CHUNK", 10)
+
+
+def test_systemd_is_notified_while_a_large_scan_is_read(places, small_pieces, monkeypatch):
+    """It is hashed, compared with the scan that was moved before, and copied to another disk."""
+    content = places.scan("a.png").read_bytes()
+    pieces = len(content) // 10
+    beats: list[int] = []
+    monkeypatch.setattr(Watch, "_heartbeat", lambda watch: beats.append(1))
+
+    def replace_on_one_disk(source: Path, target: Path, replace: Callable[..., None] = os.replace) -> None:
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    assert places.once() == 0
+    hashed = len(beats)
+    assert hashed >= pieces
+    places.scan("a.png")
+    assert places.once() == 0
+    hashed_and_compared = len(beats) - hashed
+    assert hashed_and_compared >= hashed + pieces
+    monkeypatch.setattr(os, "replace", replace_on_one_disk)
+    places.scan("a.png")
+    assert places.once() == 0
+    assert len(beats) - hashed - hashed_and_compared >= hashed_and_compared + pieces
+
+
+@pytest.mark.parametrize("seen_before", [False, True], ids=["a new scan", "one that is compared"])
+def test_a_stop_does_not_wait_for_the_hash_of_a_large_scan(places, small_pieces, monkeypatch, seen_before):
+    path = places.scan("a.png")
+    if seen_before:
+        assert places.once() == 0
+        places.scan("a.png")
+    pieces = len(path.read_bytes()) // 10
+    stop_at = pieces + 5 if seen_before else 5
+    beats = 0
+
+    def beat(watch: Watch) -> None:
+        nonlocal beats
+        beats += 1
+        if beats == stop_at:
+            watch.stop()
+
+    monkeypatch.setattr(Watch, "_heartbeat", beat)
+    with Classifier.load(places.model) as classifier:
+        watch = Watch(classifier, places.incoming, Outbox(places.out), settle_s=0)
+        assert list(watch.records()) == []
+    assert beats == stop_at
+    assert path.exists()
 
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd is Linux's")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
@@ -297,14 +296,14 @@ def test_an_atomic_move_that_fails_leaves_the_source(
     with pytest.raises(OutputError, match="cannot be moved"):
         atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "none" / "scan")
     if move == "copy":
-        copy = shutil.copyfile
+        copy = atomic._copy
 
-        def grow(source: Path, target: Path) -> None:
-            copy(source, target)
+        def grow(source: Path, *arguments: object) -> None:
+            copy(source, *arguments)
             with open(source, "ab") as file:
                 file.write(b"more")
 
-        monkeypatch.setattr(shutil, "copyfile", grow)
+        monkeypatch.setattr(atomic, "_copy", grow)
         with pytest.raises(OutputError, match="changed while it was copied"):
             atomic.atomic_move(tmp_path / "from" / "scan", tmp_path / "to" / "scan")
     assert (_names(tmp_path / "from"), _names(tmp_path / "to")) == (["scan"], [])

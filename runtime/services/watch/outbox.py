@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from mri_edge.inference.prediction import as_json, hashed_name, is_too_long
 from mri_edge.storage.atomic import atomic_move, atomic_write, clear_leftovers, make_folder, sha256_of, sync_folder
 
 Record = dict[str, Any]
+
+MAX_BYTES = 10_000_000_000
+"""Size of the largest file that is a scan: of a DICOM object, readers take at most 8 GiB of pixels."""
 
 _FOLDERS = ("results", "heatmaps", "done", "failed")
 
@@ -37,8 +41,10 @@ class Outbox:
         for name in _FOLDERS:
             clear_leftovers(self.folder / name)
 
-    def place(self, name: str, sha256: str) -> tuple[str, Record | None]:
+    def place(self, name: str, sha256: str, beat: Callable[[], None] = lambda: None) -> tuple[str, Record | None]:
         """Return the name under which a scan and its result are kept, and the result if there is one already.
+
+        ``beat`` is called often while files are read.
 
         Raises
         ------
@@ -50,7 +56,7 @@ class Outbox:
         for kept in _names(name, sha256):
             record = self._read(kept)
             ours = record is None or record.get("sha256") == sha256
-            if ours and all(_same_or_absent(folder / kept, sha256) for folder in (self.done, self.failed)):
+            if ours and all(_same_or_absent(folder / kept, sha256, beat) for folder in (self.done, self.failed)):
                 return kept, record
         raise self._blocked(name, sha256)
 
@@ -71,9 +77,17 @@ class Outbox:
         """Write a heatmap. Raises OutputError."""
         atomic_write(self.heatmaps / f"{kept}.png", picture)
 
-    def move(self, scan: Path, kept: str, *, failed: bool, name: Path | None = None) -> None:
-        """Move a scan that has its result to ``done/`` or ``failed/``. ``name`` is for messages. Raises OutputError."""
-        atomic_move(scan, (self.failed if failed else self.done) / kept, name=name)
+    def move(
+        self,
+        scan: Path,
+        kept: str,
+        *,
+        failed: bool,
+        name: Path | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Move a scan that has its result to ``done/`` or ``failed/``. For the rest see ``atomic_move``."""
+        atomic_move(scan, (self.failed if failed else self.done) / kept, name=name, beat=beat)
 
     def _read(self, kept: str) -> Record | None:
         """Return the result of that name; None if there is none, empty if the file is not a result of watch."""
@@ -102,10 +116,10 @@ def _names(name: str, sha256: str) -> tuple[str, ...]:
     return (hashed,) if is_too_long(name) else (name, hashed)
 
 
-def _same_or_absent(path: Path, sha256: str) -> bool:
+def _same_or_absent(path: Path, sha256: str, beat: Callable[[], None]) -> bool:
     if not os.path.lexists(path):
         return True
     try:
-        return path.is_file() and sha256_of(path) == sha256
+        return path.is_file() and path.stat().st_size <= MAX_BYTES and sha256_of(path, beat) == sha256
     except OSError as error:
         raise OutputError(f"{path}: cannot read ({error.strerror})") from error

@@ -24,7 +24,7 @@ from mri_edge.storage.atomic import sha256_of
 from mri_edge.storage.lock import locked
 
 from .arrivals import Arrival, Arrivals, claimed, stamp_of
-from .outbox import Outbox, Record
+from .outbox import MAX_BYTES, Outbox, Record
 
 _PATIENCE = 5  # multiple of the settling time that a scan gets if it cannot be read, as it may still be arriving
 _RETRY_S = 30.0  # longest time between two attempts to use a disk or to read a scan
@@ -143,6 +143,8 @@ class Watch:
             self._heartbeat()
             try:
                 records = self._process(arrival)
+            except _Stopped:
+                break
             except InputError as error:
                 self._report_once(arrival.path.name, str(error))
                 if once:
@@ -178,20 +180,23 @@ class Watch:
         Raises
         ------
         InputError
-            This scan cannot be read, or another file has the name of its result.
+            This scan cannot be read or is too large, or another file has the name of its result.
         OutputError
             The disk is full, or something else is wrong with it.
+        _Stopped
+            ``stop`` was called before the scan was classified.
         """
         scan = arrival.path
         if stamp_of(scan) != arrival.stamp:
             return []
+        _check_size(arrival)
         try:
-            sha256 = sha256_of(scan)
+            sha256 = sha256_of(scan, self._beat_unless_stopped)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise _retried(f"{scan}: cannot read ({error.strerror})") from error
-        kept, record = self._outbox.place(scan.name, sha256)
+        kept, record = self._outbox.place(scan.name, sha256, self._beat_unless_stopped)
         records = [record] if record is not None else []
         if record is None or "error" in record:  # the cause of an error may be gone
             records = self._classify(arrival, kept, sha256)
@@ -204,7 +209,8 @@ class Watch:
         with claimed(arrival, sha256) as claim:
             if claim is None:
                 return []
-            self._outbox.move(claim, kept, failed=any("error" in record for record in records), name=scan)
+            failed = any("error" in record for record in records)
+            self._outbox.move(claim, kept, failed=failed, name=scan, beat=self._heartbeat)
         return records
 
     def _classify(self, arrival: Arrival, kept: str, sha256: str) -> list[Record]:
@@ -284,6 +290,28 @@ class Watch:
 
     def _heartbeat(self) -> None:
         self._beat()
+
+    def _beat_unless_stopped(self) -> None:
+        self._heartbeat()
+        if self._stopped:
+            raise _Stopped
+
+
+class _Stopped(Exception):
+    """``stop`` was called while a file was read."""
+
+
+def _check_size(arrival: Arrival) -> None:
+    """Raise InputError for a file that is too large to be a scan: its hash, for its result, would take minutes."""
+    size = arrival.stamp[0]
+    if size > MAX_BYTES:
+        raise InputError(
+            f"{arrival.path}: too large, {size / 1e6:,.0f} MB",
+            f"The limit is {MAX_BYTES / 1e6:,.0f} MB. It stays where it is",
+            code="too_large",
+            value=size,
+            limit=MAX_BYTES,
+        )
 
 
 def _result_name(outbox: Outbox, kept: str, record: Record) -> str:
