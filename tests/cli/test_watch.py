@@ -513,15 +513,13 @@ def test_a_scan_with_a_result_is_only_moved(places, capfd):
 # --- disks
 
 
-def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
-    shutil.rmtree(places.out / "results")  # as if its disk had been pulled
+def test_a_folder_that_cannot_be_used_is_waited_for(places, started):
+    (places.out / "results").rmdir()
+    (places.out / "results").write_text("a file")
     places.scan("a.png")
-    message = started.stderr.readline()
-    assert "cannot write" in message
-    assert "tries again" in message
-    time.sleep(0.5)
-    assert started.poll() is None
+    _waiting(started, "Not a directory")
     assert (places.incoming / "a.png").exists()
+    (places.out / "results").unlink()
     (places.out / "results").mkdir()
     wait_for((places.out / "done" / "a.png").exists)
     assert started.stderr.readline() == "mri-edge: the watch continues\n"  # and it logged nothing else in the meantime
@@ -529,7 +527,8 @@ def test_a_disk_that_cannot_be_written_is_waited_for(places, started):
 
 
 def test_it_stops_while_it_waits_for_a_disk(places, started):
-    shutil.rmtree(places.out / "results")
+    (places.out / "results").rmdir()
+    (places.out / "results").write_text("a file")
     places.scan("a.png")
     started.stderr.readline()
     assert end(started)[0] == 0
@@ -675,6 +674,42 @@ def test_watch_waits_for_a_watched_folder_that_disappears(places, started):
     places.scan("a.png", folder=share)
     share.rename(places.incoming)
     wait_for((places.out / "done" / "a.png").exists)
+
+
+@pytest.mark.parametrize("what", [".", "results", "done"])
+def test_an_output_folder_that_was_removed_is_made_and_locked_again(places, started, capfd, what):
+    places.scan("a.png")
+    wait_for((places.out / "done" / "a.png").exists)
+    shutil.rmtree(places.out / what)
+    places.scan("b.png")
+    _waiting(started, "No such file or directory")
+    wait_for((places.out / "done" / "b.png").exists)
+    assert places.result("b.png")["label"] == "no"
+    assert places.once() == 2
+    assert f"another mri-edge uses this folder (process {started.pid})" in capfd.readouterr().err
+    places.incoming = places.incoming.parent / "other"
+    places.incoming.mkdir()
+    assert places.once() == 2, "the new output folder is locked too"
+    _, _, err = end(started)
+    assert [line.split(" ")[1] for line in err.splitlines()] == ["watching", "the", "stopped"]
+
+
+def test_an_output_disk_is_waited_for_until_another_is_mounted(tmp_path, fake_bundle, small_disk):
+    """The empty folder where the disk was mounted is no place for results."""
+    places = Places(tmp_path, fake_bundle)
+    places.out = small_disk / "out"
+    process = places.start()
+    assert process.stderr is not None
+    assert "watching" in process.stderr.readline()
+    subprocess.run(["umount", "-l", small_disk], check=True)
+    places.scan("a.png")
+    _waiting(process, "No such file or directory")
+    time.sleep(1.5)  # the scan is tried again after a second
+    assert list(small_disk.iterdir()) == []
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small_disk], check=True)
+    wait_for((places.out / "done" / "a.png").exists)
+    assert end(process)[0] == 0
+    assert places.files() == ["done/a.png", "results/a.png.json"]
 
 
 def test_a_full_disk_at_the_start_is_waited_for(tmp_path, fake_bundle, small_disk):

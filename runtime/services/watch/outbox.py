@@ -35,6 +35,16 @@ class Outbox:
         """Create the folders. Raises OutputError."""
         for name in _FOLDERS:
             make_folder(self.folder / name)
+        real = Path(os.path.realpath(self.folder))
+        self._mount_point = next(path for path in (real, *real.parents) if os.path.ismount(path))
+
+    def was_emptied(self) -> bool:
+        """Whether folders that were made are missing although their disk, or another in its place, is mounted.
+
+        While no disk is mounted there, they must not be made again: that would be on the disk below.
+        """
+        is_missing = not all(os.path.lexists(self.folder / name) for name in _FOLDERS)
+        return is_missing and os.path.ismount(self._mount_point)
 
     def clear(self) -> None:
         """Remove files that a kill left half-written. Call it only while no other program uses the folder."""

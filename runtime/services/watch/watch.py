@@ -97,6 +97,9 @@ class Watch:
             prepared = False
             while not self._stopped:
                 try:
+                    if prepared and self._problem is not None and self._outbox.was_emptied():
+                        locks.close()  # the lock file in it is gone too
+                        prepared = False
                     if not prepared:
                         self._prepare(locks)
                         prepared = True
