@@ -282,8 +282,12 @@ def test_the_same_scan_again_gets_no_second_result(places, capfd):
     for _ in range(2):
         places.scan("a.png", 10)
         assert places.once() == 0
+        assert len(capfd.readouterr().out.splitlines()) == 1, "the line of the result is printed again"
     assert places.files() == ["done/a.png", "results/a.png.json"]
     assert list(places.incoming.glob("*")) in ([], [places.incoming / ".mri-edge.lock"])
+    places.scan("b.png", 10)  # the same content under another name
+    assert places.once() == 0
+    assert places.files() == ["done/a.png", "done/b.png", "results/a.png.json", "results/b.png.json"]
 
 
 def test_a_failed_scan_may_be_tried_again(places):

@@ -89,7 +89,8 @@ def watch(
 
     The program may be killed at any moment: no scan is lost and none gets two results. While a disk is full,
     read-only or missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead. The same scan
-    gets no second result: for results of another model, use another DIR. A second watch on IN or DIR is refused.
+    under the same name gets no second result: for results of another model, use another DIR. A second watch on IN
+    or DIR is refused.
 
     SIGTERM ends the watch after the current scan with exit code 0, Ctrl-C with 130; --once exits with 1 if a scan
     failed.

@@ -1,7 +1,7 @@
 """Watch a folder: classify each scan that has arrived completely, write its result, then move the scan away.
 
 This order makes it safe to end at any moment. The result is on disk before the scan leaves the folder, and a scan that
-has its result already, by the hash of its content, is only moved.
+has its result already, under its name and with the hash of its content, is only moved.
 """
 
 from __future__ import annotations
