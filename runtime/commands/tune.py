@@ -18,7 +18,7 @@ from mri_edge.inference.prediction import stdout_json
 
 from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
-from .usage import NumberRange
+from .usage import DAY_S, NumberRange
 
 if TYPE_CHECKING:
     from mri_edge.benchmarking.tuning import Candidate, Tuning
@@ -35,7 +35,9 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all measurements.")
-@click.option("--seconds", type=NumberRange(0.01), default=1.0, show_default=True, help="Time for each candidate.")
+@click.option(
+    "--seconds", type=NumberRange(0.01, DAY_S), default=1.0, show_default=True, help="Time for each candidate."
+)
 @click.option(
     "--batch",
     "batches",

@@ -8,6 +8,9 @@ from typing import Any
 
 import click
 
+DAY_S = 86_400
+"""Longest time in seconds for an option. Sockets and timers raise OverflowError for much longer ones."""
+
 
 class Group(click.Group):
     """A command group that suggests a similar command for an unknown one."""

@@ -113,20 +113,32 @@ def test_a_dumb_terminal_gets_no_progress_bar():
     assert _on_a_terminal(command, {"TERM": "dumb"}, out=subprocess.DEVNULL) == b""
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_no_option_takes_a_number_that_is_not_finite(name):
+def _numbers(name: str) -> list[click.Parameter]:
+    """Return the parameters of a command that take a number with decimals."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
     commands = [command, *getattr(command, "commands", {}).values()]
-    numbers = [
-        (parameter, value)
-        for parameter in (parameter for found in commands for parameter in found.params)
-        if isinstance(parameter.type, click.types.FloatParamType)
-        for value in ("nan", "inf", "-inf")
-    ]
-    for parameter, value in numbers:
-        with pytest.raises(click.BadParameter):
-            parameter.type.convert(value, parameter, None)
+    parameters = [parameter for found in commands for parameter in found.params]
+    return [parameter for parameter in parameters if isinstance(parameter.type, click.types.FloatParamType)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_takes_a_number_that_is_not_finite(name):
+    for parameter in _numbers(name):
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter):
+                parameter.type.convert(value, parameter, None)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_takes_a_time_of_more_than_a_day(name):
+    """The system has no timers for centuries."""
+    for parameter in _numbers(name):
+        if parameter.metavar == "SECONDS" or "--seconds" in parameter.opts:
+            assert parameter.type.convert("3600", parameter, None) == 3600
+            for value in ("86401", "1e10", "1e300"):
+                with pytest.raises(click.BadParameter):
+                    parameter.type.convert(value, parameter, None)
 
 
 def _on_a_terminal(command: list[str], environment: dict[str, str], out: int | None = None) -> bytes:

@@ -14,7 +14,7 @@ import click
 
 from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
 from mri_edge.commands.output import report
-from mri_edge.commands.usage import NumberRange
+from mri_edge.commands.usage import DAY_S, NumberRange
 from mri_edge.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 )
 @click.option(
     "--settle",
-    type=NumberRange(min=0),
+    type=NumberRange(0, DAY_S),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -81,7 +81,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 )
 @click.option(
     "--timeout",
-    type=NumberRange(min=1),
+    type=NumberRange(1, DAY_S),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

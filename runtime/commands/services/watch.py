@@ -14,7 +14,7 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
 from mri_edge.commands.output import escape, report
-from mri_edge.commands.usage import NumberRange
+from mri_edge.commands.usage import DAY_S, NumberRange
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
@@ -52,7 +52,7 @@ Examples:
 )
 @click.option(
     "--every",
-    type=NumberRange(min=0.05),
+    type=NumberRange(0.05, DAY_S),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -60,7 +60,7 @@ Examples:
 )
 @click.option(
     "--settle",
-    type=NumberRange(min=0),
+    type=NumberRange(0, DAY_S),
     default=2.0,
     show_default=True,
     metavar="SECONDS",
