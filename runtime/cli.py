@@ -209,7 +209,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command, and exit with its code. This is the entry point of the program."""
+    """Run a command, and exit with its code."""
     # NumPy's matrix products are small here, and threads of OpenBLAS keep their cores busy while they wait for each
     # other: a heatmap took six times the CPU time. OpenBLAS reads this when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -113,6 +113,31 @@ def test_a_dumb_terminal_gets_no_progress_bar():
     assert _on_a_terminal(command, {"TERM": "dumb"}, out=subprocess.DEVNULL) == b""
 
 
+@pytest.mark.parametrize(
+    "module", ["mri_edge.cli", "click", "mri_edge.commands.usage", "mri_edge.commands.services.watch", "numpy"]
+)
+def test_ctrl_c_while_a_module_is_loaded_gives_no_traceback(module, tmp_path):
+    program = f"""
+import sys
+class Interrupted:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted)
+from mri_edge.__main__ import main
+main()
+"""
+    command = [sys.executable, "-c", program, "watch", str(tmp_path), "--out", str(tmp_path / "out"), "--once"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() in ("", "mri-edge: interrupted")
+
+
+def test_the_program_starts_where_ctrl_c_is_handled():
+    text = (EXAMPLES.parent / "pyproject.toml").read_text()
+    assert '\nmri-edge = "mri_edge.__main__:main"\n' in text
+
+
 def _numbers(name: str) -> list[click.Parameter]:
     """Return the parameters of a command that take a number with decimals."""
     command = cli.get_command(click.Context(cli), name)
