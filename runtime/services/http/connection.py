@@ -8,7 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEADERS = 64 << 10  # bytes of the path and all headers of a request
+MAX_HEADERS = 64 << 10  # bytes of the path and all headers of a request, and of all trailers behind its body
 HEADERS_S = 10.0  # seconds from a new connection, or from the first byte of a request, to the end of its headers
 # What is received and discarded of a request that has its answer already, as of a body that is too large. A socket that
 # is closed with unread bytes resets the connection, and the client loses the answer (RFC 9112, section 9.6).
@@ -24,6 +24,8 @@ class BoundedConnection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None  # runs while headers are not complete, and while bytes are discarded
     _reading: asyncio.TimerHandle | None = None  # runs while the client has not received what was sent
     _damaged = False  # the rest of what arrives is no request
+    _has_headers = False  # the headers of a request are complete: fields that follow are trailers
+    _overhead = 0  # bytes since the last content of a body: trailers, and what else surrounds chunks
     _socket: Any = None  # the transport of the event loop
     transport: Any
 
@@ -54,15 +56,29 @@ class BoundedConnection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start to wait for the headers of a request."""
         self._await_headers()
+        self._has_headers = False
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header. Trailers are not kept, because nothing reads them."""
+        if not self._has_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start to answer the request."""
         self._stop_timer()
+        self._has_headers = True
+        self._overhead = 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of the body."""
+        self._overhead = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Start to wait for the next request, if this one has its answer already."""
+        self._overhead = 0
         super().on_message_complete()
         self.cycle.more_body = False
         if self.cycle.response_complete:
@@ -75,16 +91,17 @@ class BoundedConnection(HttpToolsProtocol):
             self._discard()
 
     def data_received(self, data: bytes) -> None:
-        """Receive bytes, of which the parser keeps those of a header that is not complete."""
+        """Receive bytes, of which the parser keeps those of a header or trailer that is not complete."""
         timer = self._timer
         if not self.transport.closing:
+            self._overhead += len(data)
             super().data_received(data)
         if self._timer is None and self.cycle is not None and self.cycle.response_complete:
             self._await_headers()  # line ends between two requests, at which uvicorn forgets its own timer
         elif self._timer is not None and self._timer is timer:  # otherwise a part belongs to the request before
             self._left -= len(data)
-            if self._left < 0:
-                self._refuse_more()
+        if self._left < 0 or (self._overhead > MAX_HEADERS and not self.transport.closing):
+            self._refuse_more()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed."""
@@ -114,7 +131,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.closing or self._is_discarding:
             self._socket.abort()
         else:
-            self.send_400_response("The headers are too long.")
+            self.send_400_response("The headers or trailers are too long.")
 
     def _await_headers(self) -> None:
         if not self.transport.closing:

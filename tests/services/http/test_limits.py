@@ -205,6 +205,48 @@ def test_headers_without_end_are_refused(held, noise):
     assert httpx.get(f"{server.url}/v2", timeout=TIMEOUT_S).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["GET /v2", "POST /v1/classify"])  # one is answered before its body, one after it
+@pytest.mark.parametrize(("start", "piece"), [(b"0\r\nX: ", b"a"), (b"0\r\n", b"X: y\r\n"), (b"1;", b"a")])
+def test_trailers_without_end_are_refused(held, path, start, piece):
+    server = held(Limits(timeout_s=20))
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.sendall(f"{path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall(b"1\r\na\r\n" + start)
+
+        def send():
+            for _ in range(32):  # more than the buffers of both sockets
+                connection.sendall(piece * (1_000_000 // len(piece)))
+
+        if path == "GET /v2":
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+            with pytest.raises(ConnectionError):
+                send()
+        else:
+            send()  # it is discarded, so that the client reads its answer
+            assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_trailers_are_not_kept(held, monkeypatch):
+    server, scopes = held(), []
+
+    async def answer(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    monkeypatch.setattr(server.server.config, "loaded_app", answer)
+    chunked = "POST / HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked\n\n1\na\n0\nX-Trailer: x\nHost: evil\n\n"
+    answers = raw(server, chunked + "GET / HTTP/1.1\nHost: localhost\nX-Header: x\nConnection: close\n\n")
+    assert answers.count(b"HTTP/1.1 204 ") == 2
+    assert [[name for name, _ in scope["headers"]] for scope in scopes] == [
+        [b"host", b"transfer-encoding"],
+        [b"host", b"x-header", b"connection"],
+    ]
+
+
 @pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nX: ", b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\nGET "])
 def test_slow_headers_are_not_waited_for(held, monkeypatch, start):
     monkeypatch.setattr("mri_edge.services.http.connection.HEADERS_S", 0.3)
