@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEADERS = 64 << 10  # bytes of the path and all headers of a request, and of all trailers behind its body
@@ -28,6 +29,12 @@ class BoundedConnection(HttpToolsProtocol):
     _overhead = 0  # bytes since the last content of a body: trailers, and what else surrounds chunks
     _socket: Any = None  # the transport of the event loop
     transport: Any
+    parser: Any
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = _Parser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def connection_made(self, transport: Any) -> None:
         """Start to wait for the first request."""
@@ -66,6 +73,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start to answer the request."""
+        if self.parser.has_offer:
+            return
         self._stop_timer()
         self._has_headers = True
         self._overhead = 0
@@ -78,6 +87,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Start to wait for the next request, if this one has its answer already."""
+        if self.parser.has_offer:
+            return
         self._overhead = 0
         super().on_message_complete()
         self.cycle.more_body = False
@@ -165,6 +176,41 @@ class BoundedConnection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Parser(httptools.HttpRequestParser):
+    """A parser that ignores offers to change the protocol, as RFC 9110, section 7.8, allows.
+
+    httptools ends such a request at its headers, without its body. Therefore the headers are parsed again without the
+    offer, and ``connection`` ignores the first time. Clients that would rather use HTTP/2 make this offer.
+    """
+
+    def __init__(self, connection: BoundedConnection) -> None:
+        super().__init__(connection)
+        self._connection = connection
+
+    @property
+    def has_offer(self) -> bool:
+        """Whether the headers that are complete offer to change the protocol."""
+        return self.should_upgrade() and self.get_method() != b"CONNECT"  # which has no other meaning
+
+    def feed_data(self, data: Any) -> None:
+        """Parse bytes."""
+        while True:
+            try:
+                super().feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as end:
+                if not self.has_offer:
+                    raise
+                data = memoryview(data)[end.args[0] :]
+                super().feed_data(self._headers_without_offer())
+
+    def _headers_without_offer(self) -> bytes:
+        url, fields = self._connection.url, self._connection.headers
+        lines = [b"%s %s HTTP/%s" % (self.get_method(), url, self.get_http_version().encode())]
+        lines += [b"%s: %s" % field for field in fields if field[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
 
 class _Lingering:

@@ -173,6 +173,47 @@ def test_line_ends_do_not_keep_a_connection_open(held, monkeypatch):
         wait_until_closed(server)
 
 
+OFFERS = {
+    "HTTP/2": "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+    "two lines": "Connection: keep-alive\r\nUPGRADE: h2c\r\nUpgrade: websocket, foo/2\r\nConnection: upgrade\r\n",
+}
+
+
+@pytest.mark.parametrize("step", [1, 50, 1 << 20])  # bytes that are sent at a time
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("offer", OFFERS)
+def test_an_offer_of_another_protocol_is_ignored(held, images, binary, caplog, offer, chunked, step):
+    server = held(released=True)
+    body, headers = binary(images[:1])
+    lines = {"Host": "localhost", **headers}
+    if chunked:
+        lines["Transfer-Encoding"] = "chunked"
+        sent = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        lines["Content-Length"] = str(len(body))
+        sent = body
+    fields = OFFERS[offer] + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    head = f"POST {INFER} HTTP/1.1\r\n{fields}\r\n".encode()
+    get = f"GET /v2 HTTP/1.1\r\nHost: localhost\r\n{OFFERS[offer]}\r\n".encode()
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(head), step):
+            sock.sendall(head[start : start + step])
+        sock.sendall(sent + get + get + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answers = everything(sock)
+    assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"HTTP/1.1 ") == 4
+    assert b'"probabilities"' in answers
+    assert "websockets" not in caplog.text
+
+
+def test_any_number_of_offers_is_ignored(held):
+    server, number = held(released=True), 1000
+    request = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT_S) as sock:
+        sock.sendall(request * number + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert everything(sock).count(b"HTTP/1.1 200 ") == number + 1
+
+
 LARGE = bytes(64 << 20)  # more than the buffers of both sockets
 
 
