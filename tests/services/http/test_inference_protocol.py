@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,12 @@ def changed(**fields: Any) -> dict[str, Any]:
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[0.5]), "from 0 to 255"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[10**30]), "from 0 to 255"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[[1], [1, 2]]), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[[[[[[0]]]]]]), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[0, True]), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[0, 0.0]), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data={"0": 0}), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=5), "from 0 to 255"),
+        (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=[[0] * 7] * 7022), "as many values"),
         (changed(datatype="UINT8", shape=[1, 128, 128, 3], data=None), "from 0 to 255"),
         (changed(parameters={"binary_data_size": 4}), "0 bytes that follow"),
     ],
@@ -194,6 +201,33 @@ def test_a_bad_request_is_refused_in_one_line(client, body, problem):
     assert response.status_code == 400
     assert problem in response.json()["error"]
     assert "\n" not in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ["a" * 30_000] + ["b"] * 30_000,
+        [["a" * 30_000], *[["b"]] * 30_000],
+        [10**4000] + [0] * 30_000,
+        ["a" * 30_000] + [0] * 30_000,
+        [[0] * 40] * 3_000,
+        [[]] * 30_000,
+        [{"a": [0]}] * 10_000,
+    ],
+    ids=["strings", "lists of strings", "a large number", "numbers and a string", "too many", "empty lists", "objects"],
+)
+def test_json_takes_little_more_memory_than_its_size(data):
+    from mri_edge.services.http.errors import RequestRefused
+    from mri_edge.services.http.inference_protocol.codec import read_request
+
+    body = json.dumps(changed(datatype="UINT8", shape=[1, 128, 128, 3], data=data)).encode()
+    tracemalloc.start()
+    try:
+        with pytest.raises(RequestRefused):
+            read_request(body, None, 128, 128)
+        assert tracemalloc.get_traced_memory()[1] < 40 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_timeout_beyond_every_clock_is_none(client, examples):

@@ -11,8 +11,10 @@ import binascii
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -177,7 +179,7 @@ def _binary_images(header: _Header, binary: memoryview) -> Pixels | list[bytes]:
 
 def _json_images(header: _Header) -> Pixels | list[bytes]:
     if header.datatype == "UINT8":
-        return _shaped(_uint8(header.data), header)
+        return _shaped(_uint8(header.data, header.shape), header)
     return _counted(_decoded(header.data), header)
 
 
@@ -193,15 +195,24 @@ def _counted(files: list[bytes], header: _Header) -> list[bytes]:
     return files
 
 
-def _uint8(data: Any) -> Pixels:
-    """Return numbers from JSON, nested or flat."""
-    try:
-        values = np.array(data).ravel()
-    except ValueError:  # rows of different lengths, or too many dimensions
-        values = np.array([math.nan])
-    if (values.size and values.dtype.kind not in "iu") or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise _bad("the data of a UINT8 tensor must be whole numbers from 0 to 255")
-    return values.astype(np.uint8)
+def _uint8(data: Any, shape: tuple[int, ...]) -> Pixels:
+    """Return numbers from JSON, nested or flat.
+
+    NumPy gets only whole numbers: it would give every element of a list the size of the longest string in it.
+    """
+    for _ in shape:
+        if not isinstance(data, list) or {*map(type, data)} != {list}:
+            break
+        lengths = {*map(len, data)}
+        if len(lengths) > 1:
+            break
+        if len(data) * max(lengths) > math.prod(shape):
+            raise _bad("the data must have as many values as the shape")
+        data = [*chain.from_iterable(data)]
+    if isinstance(data, list) and {*map(type, data)} <= {int}:
+        with suppress(ValueError):  # a number is not from 0 to 255
+            return np.frombuffer(bytes(data), np.uint8)
+    raise _bad("the data of a UINT8 tensor must be whole numbers from 0 to 255")
 
 
 def _decoded(data: Any) -> list[bytes]:
