@@ -164,6 +164,7 @@ def changed(**fields: Any) -> dict[str, Any]:
         ({"parameters": {"timeout": True}, **changed()}, "timeout"),
         ({"outputs": [{"name": "logits"}], **changed()}, "probabilities and label"),
         ({"outputs": {"name": "label"}, **changed()}, "outputs must be a list"),
+        ({"outputs": [{"name": "label"}] * 3, **changed()}, "more than once"),
         (changed(name="pixels"), "name of the input must be image"),
         (changed(shape="1"), "shape must be"),
         (changed(shape=[1.0]), "shape must be"),

@@ -143,6 +143,8 @@ def _outputs(request: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple
     for output in wanted:
         if output.get("name") not in OUTPUTS:
             raise _bad(f"the outputs are {' and '.join(OUTPUTS)}. Another one was requested")
+    if len(wanted) > len(OUTPUTS):  # each would be a copy in the answer
+        raise _bad("an output was requested more than once")
     return tuple((output["name"], _parameters(output).get("binary_data", default) is True) for output in wanted)
 
 
