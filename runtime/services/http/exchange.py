@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
+from functools import partial
 from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -19,6 +20,10 @@ Message = dict[str, Any]
 
 JSON = b"application/json"
 _WATCH_AFTER_S = 0.005  # how long a request waits before it notices that its client has disconnected
+
+
+def _begin(calls: list[Callable[[], Result]]) -> Result:
+    return calls.pop()()
 
 
 class Disconnected(Exception):
@@ -53,6 +58,7 @@ class Exchange:
         self.reason: str | None = None
         self._receive, self._send = receive, send
         self._limit, self._budget = limit, budget
+        self._jobs: dict[Future[Any], list[Callable[[], Any]]] = {}  # in threads, each with its call until it begins
         self._complete = False
         self._expired = False
         self._loop = asyncio.get_running_loop()
@@ -143,7 +149,16 @@ class Exchange:
 
     async def run(self, pool: Executor, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function in a thread, and wait as ``wait_for``."""
-        return await self.wait_for(self._loop.run_in_executor(pool, function, *arguments))
+        return await self.wait_for(self.start(pool, function, *arguments))
+
+    def start(self, pool: Executor, function: Callable[..., Result], *arguments: Any) -> asyncio.Future[Result]:
+        """Call a function in a thread. The bytes of the body count toward the budget until no call needs them."""
+        calls: list[Callable[[], Result]] = [partial(function, *arguments)]
+        job = pool.submit(_begin, calls)
+        self._jobs[job] = calls
+        # The pool keeps a job that is canceled until a thread is free, but need not keep its arguments.
+        job.add_done_callback(lambda job: self._jobs.pop(job).clear())
+        return asyncio.wrap_future(job)
 
     async def send(self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers = ()) -> None:
         """Send the answer."""
@@ -167,6 +182,14 @@ class Exchange:
         await app({**self.scope, "path": path, "root_path": ""}, self._receive, send)
 
     def close(self) -> None:
-        """Give back the bytes of the body, and stop the timer."""
+        """Stop the timer, and give back the bytes of the body as soon as no thread works on them."""
         self._timer.cancel()
+        for job in [*self._jobs]:
+            job.cancel()
+        if ending := [asyncio.wrap_future(job) for job in [*self._jobs]]:
+            asyncio.gather(*ending, return_exceptions=True).add_done_callback(lambda _: self._release())
+        else:
+            self._release()
+
+    def _release(self) -> None:
         self._budget.release(self.received)

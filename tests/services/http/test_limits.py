@@ -316,6 +316,109 @@ def test_files_of_a_request_that_expires_while_they_are_written_are_removed(
     assert inside(server) == 0
 
 
+def test_a_thread_that_writes_files_ends_at_its_next_piece(held, monkeypatch, zip_of, examples):
+    from mri_edge.services.http.scans import uploads
+
+    proceed, pieces = threading.Event(), []
+
+    def content():
+        for _ in range(100):
+            pieces.append(None)
+            yield b"x"
+            assert proceed.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(uploads, "entries", lambda file, limits: [("a.jpg", content())])
+    server = held(Limits(timeout_s=600))
+    packed = zip_of([("a.jpg", b"")])
+    threading.Timer(2, proceed.set).start()
+    response = httpx.post(f"{server.url}/v1/classify?timeout=0.3", content=packed, timeout=TIMEOUT_S)
+    assert response.status_code == 504
+    server.wait_until(lambda: server.app.gate._bodies.held == server.app._classify._store.budget.held == 0)
+    assert len(pieces) <= 2
+
+
+def test_zip_files_that_take_long_delay_no_single_scan(held, monkeypatch, zip_of, examples):
+    from mri_edge.services.http.scans import uploads
+
+    proceed = threading.Event()
+    monkeypatch.setattr(uploads, "entries", lambda file, limits: proceed.wait(TIMEOUT_S) and [])
+    server = held(released=True)
+    scan = (examples / "phantom-1.jpg").read_bytes()
+    packed = zip_of([("a.jpg", scan)])
+
+    def ask(timeout, **upload):
+        return httpx.post(f"{server.url}/v1/classify?timeout={timeout}", **upload, timeout=TIMEOUT_S)
+
+    with ThreadPoolExecutor(8) as pool:
+        late = [pool.submit(ask, 0.3, content=packed) for _ in range(8)]
+        late += [pool.submit(ask, 0.3, files={"a": packed, "b": packed}) for _ in range(8)]
+        assert [future.result().status_code for future in late] == [504] * 16
+    most = 2 * len(packed) + 1000  # of a form, by each of the two threads that have begun
+    assert len(packed) <= server.app.gate._bodies.held <= 2 * most
+    assert ask(10, content=scan).json()["file"] is None
+    assert ask(10, files={"a": ("a.jpg", scan)}).json()["file"] == "a.jpg"
+    proceed.set()
+    server.wait_until(lambda: server.app.gate._bodies.held == 0)
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_body_counts_until_no_thread_can_use_it(has_begun):
+    import asyncio
+    import weakref
+
+    from mri_edge.services.http.exchange import Exchange
+    from mri_edge.services.http.limits import ByteBudget
+
+    class Body(bytearray):
+        """Something that a weak reference can refer to."""
+
+    async def main():
+        messages = iter([{"type": "http.request", "body": b"12345"}])
+
+        async def receive():
+            return next(messages, None) or await asyncio.sleep(TIMEOUT_S)
+
+        budget, proceed, begun = ByteBudget(100), threading.Event(), threading.Event()
+
+        def work(body):
+            begun.set()
+            assert proceed.wait(TIMEOUT_S)
+
+        async def ask(body):
+            exchange = Exchange(
+                {"method": "POST", "path": "/", "headers": []}, receive, None, limit=10, budget=budget, timeout_s=600
+            )
+            try:
+                await exchange.body()
+                await exchange.run(pool, work, body)
+            finally:
+                exchange.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            if not has_begun:
+                pool.submit(work, None)
+            body = Body()
+            seen = weakref.ref(body)
+            task = asyncio.create_task(ask(body))
+            del body
+            await asyncio.to_thread(begun.wait, TIMEOUT_S)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            del task
+            await asyncio.sleep(0.05)
+            found = budget.held, seen() is not None
+            proceed.set()
+            assert found == ((5, True) if has_begun else (0, False))
+            until = time.monotonic() + TIMEOUT_S
+            while budget.held or seen() is not None:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
 def test_an_engine_that_fails_is_not_blamed_on_the_scan(held, monkeypatch, examples):
     from mri_edge.errors import EngineError
 

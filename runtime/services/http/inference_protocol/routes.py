@@ -113,10 +113,7 @@ class InferenceProtocol:
         return read_request(*arguments)
 
     async def _decode(self, exchange: Exchange, files: list[bytes], model: ServedModel) -> Pixels:
-        loop = asyncio.get_running_loop()
-        work = [
-            loop.run_in_executor(self._decoding, _tensor_of, model, file, number) for number, file in enumerate(files)
-        ]
+        work = [exchange.start(self._decoding, _tensor_of, model, file, number) for number, file in enumerate(files)]
         return np.stack(await exchange.wait_for(asyncio.gather(*work)))
 
 

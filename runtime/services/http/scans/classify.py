@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from threading import Event
 from typing import Any
 
 from mri_edge.errors import InputError
@@ -71,7 +70,8 @@ class Classify:
     decoding
         Threads that decode single scans.
     long_work
-        Threads for volumes, series and heatmaps, which take long and must not delay single scans.
+        Threads for volumes, series, heatmaps and the files of zip files and forms, which take long and must not delay
+        single scans.
     """
 
     def __init__(self, store: Store, decoding: Executor, long_work: Executor) -> None:
@@ -84,12 +84,12 @@ class Classify:
         exchange.expire_in(timeout_of(exchange.query))
         model.check_ready()
         with model.turnstile.enter():
-            upload = await receive(exchange, self._store, self._decoding)
-            stopped = Event()
+            upload = Upload(self._store)
             try:
-                results = await self._results(exchange, model, upload, options, stopped)
+                await receive(exchange, upload, self._long_work)
+                results = await self._results(exchange, model, upload, options)
             finally:
-                stopped.set()  # work that still runs ends at its next frame
+                upload.stopped.set()
                 await self._close(upload)
             for result in results:
                 if result.get("file", "") is None:  # the scan was not in a file
@@ -104,7 +104,7 @@ class Classify:
             upload.close()
 
     async def _results(
-        self, exchange: Exchange, model: ServedModel, upload: Upload, options: Options, stopped: Event
+        self, exchange: Exchange, model: ServedModel, upload: Upload, options: Options
     ) -> list[dict[str, Any]]:
         if upload.scan is not None and options.is_plain:
             try:
@@ -117,7 +117,7 @@ class Classify:
                 if options.picture:  # which takes long to compress
                     return [await exchange.run(self._decoding, as_dict, prediction, options, model.classifier)]
                 return [prediction.to_dict()]
-        work = ScanWork(model, options, exchange.deadline, stopped)
+        work = ScanWork(model, options, exchange.deadline, upload.stopped)
         return await exchange.run(self._long_work, work.run, upload)
 
 

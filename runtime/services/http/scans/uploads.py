@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
 import re
@@ -12,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, BinaryIO
 
 from starlette.datastructures import Headers, UploadFile
@@ -44,23 +43,27 @@ class Upload:
 
     Attributes
     ----------
+    store
+        Where it goes.
     scan
         The bytes of the only scan, or None if there are several, or a zip file.
     name
         What the client calls the only scan, or None.
     skipped
         Names of the files in the upload that are no scans.
+    stopped
+        Set when the request ends: a thread that still works for it ends at its next piece or frame.
     """
 
-    def __init__(self, store: Store, scan: bytes | None = None, name: str | None = None) -> None:
-        self.scan = scan
-        self._store = store
-        self._stored = 0  # bytes
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.scan: bytes | None = None
+        self.name: str | None = None
         self.skipped: list[str] = []
-        self.name = name
+        self.stopped = Event()
+        self._stored = 0  # bytes
         self._names: dict[str, str] = {}  # what the client calls each file in the folder
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._closed = False
         self._lock = Lock()  # a thread may add files while the request that it works for ends
 
     @property
@@ -77,11 +80,10 @@ class Upload:
     def add(self, name: str | None, pieces: Iterable[bytes]) -> None:
         """Write a file into the folder. ``name`` is what the client calls it; it is never used as a path."""
         with self._lock:
-            if self._closed:
-                raise expired()
             self._add(name, pieces)
 
     def _add(self, name: str | None, pieces: Iterable[bytes]) -> None:
+        self._check()
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="mri-edge-", ignore_cleanup_errors=True)
         # The suffix decides which reader takes the file, as for a file on a disk.
@@ -90,7 +92,8 @@ class Upload:
         path = f"{self._folder.name}{os.sep}{file_name}"
         with open(path, "xb") as file:
             for piece in pieces:
-                self._store.budget.take(len(piece))
+                self._check()
+                self.store.budget.take(len(piece))
                 self._stored += len(piece)
                 file.write(piece)
         if suffix or readers.recognizes_content(readers.first_bytes(path), path):
@@ -98,6 +101,10 @@ class Upload:
         else:
             Path(path).unlink()
             self.skipped.append(name or "scan")
+
+    def _check(self) -> None:
+        if self.stopped.is_set():
+            raise expired()
 
     def renamed(self, value: Any) -> Any:
         """Return the JSON of a result with the names of the client in place of paths."""
@@ -117,11 +124,11 @@ class Upload:
 
     def close(self) -> None:
         """Remove the files."""
+        self.stopped.set()
         with self._lock:
-            self._closed = True
             if self._folder is not None:
                 self._folder.cleanup()
-            self._store.budget.release(self._stored)
+            self.store.budget.release(self._stored)
             self._stored = 0
 
 
@@ -130,19 +137,21 @@ def _suffixes() -> tuple[str, ...]:
     return tuple(sorted(readers.suffixes(), key=len, reverse=True))
 
 
-async def receive(exchange: Exchange, store: Store, pool: Executor) -> Upload:
-    """Read the body of a request; ``pool`` writes files. Raises RequestRefused and Disconnected, as ``stream``."""
+async def receive(exchange: Exchange, upload: Upload, pool: Executor) -> None:
+    """Read the body of a request into ``upload``; ``pool`` writes files. Raises as ``Exchange.stream`` and ``run``."""
     if exchange.headers.get(b"content-type", b"").lower().startswith(_FORM):
-        return await _receive_form(exchange, store, pool)
+        await _receive_form(exchange, upload, pool)
+        return
     body = await exchange.body()
     if not body:
         raise RequestRefused(400, "empty", "the body is empty. Send the bytes of a scan")
-    if not body.startswith(SIGNATURE):
-        return Upload(store, body)
-    return await _save([(None, io.BytesIO(body))], store, pool)
+    if body.startswith(SIGNATURE):
+        await exchange.run(pool, _save, upload, [(None, io.BytesIO(body))])
+    else:
+        upload.scan = body
 
 
-async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upload:
+async def _receive_form(exchange: Exchange, upload: Upload, pool: Executor) -> None:
     headers = Headers(raw=exchange.scope["headers"])
     parser = MultiPartParser(headers, exchange.stream(), max_files=MAX_FILES, max_fields=16, max_part_size=_MAX_TEXT)
     try:
@@ -152,41 +161,28 @@ async def _receive_form(exchange: Exchange, store: Store, pool: Executor) -> Upl
         reason = error.message.rstrip(".") if isinstance(error, MultiPartException) else "a header is damaged"
         raise RequestRefused(400, "bad_form", f"the form cannot be read: {reason}") from error
     try:
-        files = [(value.filename, value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise RequestRefused(400, "empty", "the form has no file. Send it as curl -F file=@scan.jpg does")
-        return await _save(files, store, pool)
+        if len(files) == 1 and not _is_zip(files[0].file):
+            upload.scan, upload.name = await files[0].read(), files[0].filename
+        else:
+            await exchange.run(pool, _save, upload, [(value.filename, value.file) for value in files])
     finally:
         await form.close()
 
 
-async def _save(files: Sequence[tuple[str | None, BinaryIO]], store: Store, pool: Executor) -> Upload:
-    """Call ``_saved`` in a thread. If the request is canceled in the meantime, its files are removed nevertheless."""
-    saving = asyncio.get_running_loop().run_in_executor(pool, _saved, files, store)
-    try:
-        return await asyncio.shield(saving)
-    except asyncio.CancelledError:
-        saving.add_done_callback(
-            lambda _: None if saving.cancelled() or saving.exception() else saving.result().close()
-        )
-        raise
+def _is_zip(file: BinaryIO) -> bool:
+    signature = file.read(len(SIGNATURE))
+    file.seek(0)
+    return signature == SIGNATURE
 
 
-def _saved(files: Sequence[tuple[str | None, BinaryIO]], store: Store) -> Upload:
-    """Return the upload of these files, sorted by name, with zip files unpacked."""
-    upload = Upload(store)
-    try:
-        for name, file in sorted(files, key=lambda pair: pair[0] or ""):
-            is_zip = file.read(len(SIGNATURE)) == SIGNATURE
-            file.seek(0)
-            if is_zip:
-                for entry, pieces in entries(file, store.limits):
-                    upload.add(entry if len(files) == 1 else f"{name}/{entry}", pieces)
-            elif len(files) == 1:
-                return Upload(store, file.read(), name)
-            else:
-                upload.add(name, iter(partial(file.read, _PIECE), b""))
-    except BaseException:
-        upload.close()
-        raise
-    return upload
+def _save(upload: Upload, files: Sequence[tuple[str | None, BinaryIO]]) -> None:
+    """Write these files, sorted by name, with zip files unpacked."""
+    for name, file in sorted(files, key=lambda pair: pair[0] or ""):
+        if _is_zip(file):
+            for entry, pieces in entries(file, upload.store.limits):
+                upload.add(entry if len(files) == 1 else f"{name}/{entry}", pieces)
+        else:
+            upload.add(name, iter(partial(file.read, _PIECE), b""))
