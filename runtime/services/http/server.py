@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -17,8 +19,8 @@ import uvicorn
 from mri_edge.errors import UsageError
 from mri_edge.services.systemd import notify
 
+from . import connection
 from .app import App
-from .connection import BoundedConnection
 from .limits import Limits
 
 # For an encrypted key OpenSSL would ask on the terminal. uvicorn takes an empty password for none.
@@ -28,6 +30,8 @@ _LINGER_S = 0.5
 _CONNECTIONS = 768  # most systems allow a process 1,024 open files
 _BACKLOG = 2048  # connections that wait to be accepted, as uvicorn sets it
 _MARGIN_S = 5.0  # beyond the longest time of a request
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # errors of `accept`
+_REPORT_S = 10.0  # such an error is written this often: asyncio reports thousands a second
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,31 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self.interrupted = False
+        self._quiet_until = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup([])  # it would listen without a limit for the handshake of TLS, which is then 60 seconds
+        if not self.started:
+            return
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._report)
+        handshake_s = connection.HEADERS_S if self.config.ssl else None
+        for listener in sockets or []:
+            server = await loop.create_server(
+                lambda: connection.BoundedConnection(self.config, self.server_state, self.lifespan.state),
+                sock=listener,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=handshake_s,
+                backlog=_BACKLOG,
+            )
+            self.servers.append(server)
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Write that there are no files for new connections. Other errors of asyncio may quote a scan."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED and loop.time() >= self._quiet_until:
+            self._quiet_until = loop.time() + _REPORT_S
+            self._app.log.event("error", f"new connections cannot be accepted: {os.strerror(error.errno)}")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -113,7 +142,7 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
         server_header=False,
         proxy_headers=False,  # the addresses of clients are not used
         lifespan="on",
-        http=BoundedConnection,
+        http=connection.BoundedConnection,
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=round(limits.timeout_s + _MARGIN_S),

@@ -29,6 +29,7 @@ from mri_edge.services.http.app import App, create_app
 from mri_edge.services.http.connection import BoundedConnection
 from mri_edge.services.http.limits import Limits
 from mri_edge.services.http.logs import Log
+from mri_edge.services.http.server import _Server
 from mri_edge.testing import FakeEngine
 
 PATIENCE_S = 120.0  # CI machines are slow
@@ -164,9 +165,17 @@ class HeldEngine(FakeEngine):
 
 
 class InThread:
-    """The application with a held engine, served by uvicorn in a thread of the test."""
+    """The application with a held engine, served in a thread of the test; over TLS with a certificate and its key."""
 
-    def __init__(self, engine: FakeEngine, limits: Limits, *, wait: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        limits: Limits,
+        *,
+        wait: bool = True,
+        tls: tuple[Path | None, Path | None] = (None, None),
+        **options: Any,
+    ) -> None:
         bundle = Bundle.open("small")
         artifact = bundle.manifest.artifacts[0]
 
@@ -180,9 +189,16 @@ class InThread:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, lifespan="on", ws="none", http=BoundedConnection
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            http=BoundedConnection,
+            ssl_certfile=tls[0],
+            ssl_keyfile=tls[1],
         )
-        self.server = uvicorn.Server(config)
+        self.server = _Server(config, self.app) if any(tls) else uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self.server._serve([listener])), daemon=True)
         self._thread.start()
         if wait:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +256,37 @@ def test_slow_headers_are_not_waited_for(held, monkeypatch, start):
     server = held()
     answer = raw(server, start.decode().replace("\r\n", "\n"))  # returns when the server closes the connection
     assert answer == b"" or answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("start", [b"", b"\x16\x03\x01"])
+def test_a_slow_handshake_is_not_waited_for(held, monkeypatch, certificate, start):
+    monkeypatch.setattr("mri_edge.services.http.connection.HEADERS_S", 2.0)
+    server = held(tls=certificate)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.settimeout(30)  # half of what asyncio would wait for
+        connection.sendall(start)
+        context = ssl.create_default_context(cafile=str(certificate[0]))
+        url = f"https://localhost:{server.port}/v2"
+        assert httpx.get(url, verify=context, timeout=TIMEOUT_S).status_code == 200
+        with suppress(ConnectionResetError):
+            assert connection.recv(1000) == b""
+
+
+def test_the_log_says_when_there_are_no_files_for_connections(serve):
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("needs prlimit")
+    server = serve("--model", "small")
+    address = ("127.0.0.1", int(server.wait_until_ready().rpartition(":")[2]))
+    pid = server.process.pid
+    most = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()) + 10
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(socket.create_connection(address))
+        server.wait_for("error new connections cannot be accepted: Too many open files")
+    assert httpx.get(f"{server.url}/v2", timeout=TIMEOUT_S).status_code == 200
+    assert server.log.count("cannot be accepted") == 1  # asyncio reports it thousands of times
 
 
 def test_a_large_body_of_a_short_request_is_no_header(held, images, binary):
