@@ -220,10 +220,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit(code: int) -> NoReturn:
     """Exit with a code. The system frees the memory, because Python would take 10 ms to free each object.
 
-    What is registered to run at exit still runs, and the output is written. If it cannot be, or if another thread still
-    runs, Python ends as usual.
+    What is registered to run at exit still runs, and the output is written. If it cannot be, or if another thread or a
+    profiler still runs, Python ends as usual.
     """
-    if threading.active_count() == 1:
+    if threading.active_count() == 1 and not _is_profiled():
         atexit._run_exitfuncs()
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             for stream in (sys.stdout, sys.stderr):
@@ -231,6 +231,12 @@ def _exit(code: int) -> NoReturn:
                     stream.flush()
             os._exit(code)
     sys.exit(code)
+
+
+def _is_profiled() -> bool:
+    """Whether a profiler, such as cProfile, is to write what it measured when the program returns."""
+    monitoring: Any = getattr(sys, "monitoring", None)  # used by cProfile since Python 3.12
+    return sys.getprofile() is not None or bool(monitoring and monitoring.get_tool(monitoring.PROFILER_ID))
 
 
 def _fill_closed_streams() -> None:

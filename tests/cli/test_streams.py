@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pstats
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,11 @@ def test_closed_stdin_names_no_scan(closed):
 @posix
 def test_closed_stdin_matters_to_nobody_who_does_not_read_it():
     assert shell('exec "$@" <&-', PROGRAM, "predict", SCAN).returncode == 0
+
+
+def test_a_profiler_writes_what_it_measured(tmp_path):
+    profile = tmp_path / "profile"
+    command = [sys.executable, "-m", "cProfile", "-o", str(profile), "-m", "mri_edge", "predict", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: mri-edge predict" in done.stdout
+    assert any(name == "run" and file.endswith("cli.py") for file, _, name in pstats.Stats(str(profile)).stats)
