@@ -17,6 +17,7 @@ from mri_edge.errors import InputError, printable
 from . import readers
 from .files import special_file_kind
 
+_LONGEST_LINE = 1 << 16  # of standard input; Linux limits a path to 4,096 bytes
 _MAX_NAMED = 3  # files of each kind that a message names; the others are only counted
 
 
@@ -50,9 +51,11 @@ def expand(
                 yield InputError("-: standard input is closed", source=argument)
                 continue
             for line in _lines(sys.stdin.buffer):
-                if "\0" in line:  # the header of a scan may name the patient, so it is not quoted
+                # The line is not quoted: the header of a scan may name the patient.
+                if "\0" in line or len(line) > _LONGEST_LINE:
+                    what = "binary data" if "\0" in line else f"a line of more than {_LONGEST_LINE:,} bytes"
                     hint = "Pass a scan by its path; '-' reads one path per line"
-                    yield InputError("-: standard input holds binary data, not paths", hint, source=argument)
+                    yield InputError(f"-: standard input holds {what}, not paths", hint, source=argument)
                     break
                 if line and line != "-":
                     yield from expand([line], recursive=recursive, notify=notify, also=also)
@@ -85,6 +88,8 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
     while piece := os.read(number, 1 << 16):
         *lines, rest = (rest + piece).split(b"\n")
         yield from (os.fsdecode(line.rstrip(b"\r")) for line in lines)
+        if len(rest) > _LONGEST_LINE:
+            break  # no path, and it may have no end
     if rest:
         yield os.fsdecode(rest.rstrip(b"\r"))
 

@@ -97,6 +97,17 @@ def test_a_scan_in_place_of_a_list_is_not_quoted(by, tmp_path):
 
 
 @posix
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path):
+    words = "ulimit -v 2000000; { echo " + SCAN + '; head -c 4000000000 /dev/zero | tr "\\0" a; } | "$@"'
+    done = shell(words, PROGRAM, "predict", "-", "--json", "--model", "small")
+    assert done.returncode == 1
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found[0]["file"] == SCAN
+    assert "a line of more than 65,536 bytes, not paths" in found[1]["error"]
+    assert len(done.stderr) < 1000
+
+
+@posix
 def test_closed_stderr_loses_no_result(tmp_path):
     done = shell('exec "$@" 2>&-', PROGRAM, "predict", "--json", SCAN, tmp_path / "missing.jpg")
     assert done.returncode == 1
