@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.device.machine import cpu, installed
-from mri_edge.errors import InputError, UsageError
+from mri_edge.errors import InputError, UsageError, printable
 from mri_edge.inference.replay import (
     ARRAYS,
     FOLDER,
@@ -44,13 +44,15 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     Raises
     ------
     UsageError
-        Two scans have the same name, or there is no scan.
+        Two scans have the same name, a name is not text, or there is no scan.
     InputError, BundleError, EngineError
         A scan or the notice cannot be read, an artifact cannot be run.
     """
     names = [FOLDER + path.name for path in scans]
     if len(set(names)) < len(names) or not names:
         raise UsageError(f"scans must be one or more, of different names. Received: {', '.join(names) or 'none'}")
+    if not all(name.isprintable() for name in names):  # the manifest has them, in UTF-8
+        raise UsageError(f"the name of a scan is not text: {printable(', '.join(names))}", "Rename it")
     try:
         notice_text = notice.read_text(encoding="utf-8")
         contents = [path.read_bytes() for path in scans]

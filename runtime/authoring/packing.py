@@ -17,7 +17,7 @@ from mri_edge.errors import BundleError, OutputError
 from mri_edge.storage.atomic import atomic_file, atomic_folder
 
 from .anonymous import check_anonymous
-from .writer import check_target
+from .writer import check_outside, check_target
 
 
 def pack(bundle: Bundle, out: Path) -> None:
@@ -29,11 +29,14 @@ def pack(bundle: Bundle, out: Path) -> None:
         A file name is not valid on every system, the bundle is larger than ``LARGEST``, names scans, or is packed.
     IntegrityError
         A file differs from the manifest.
+    UsageError
+        ``out`` is inside the bundle.
     OutputError
         ``out`` cannot be written.
     """
     manifest = bundle.manifest_bytes()
     bundle = Bundle.from_manifest(bundle.require_folder(), manifest)
+    check_outside(out, bundle.folder)
     check_anonymous(bundle)
     entries = sorted_entries(bundle.manifest, str(bundle.folder))
     signature = bundle.signature_bytes()

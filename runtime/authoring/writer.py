@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mri_edge.bundles.bundle import Bundle, check_self_contained
-from mri_edge.bundles.manifest import MANIFEST, Artifact, Document, Manifest, TensorSpec
+from mri_edge.bundles.manifest import MANIFEST, MANIFEST_LIMIT, Artifact, Document, Manifest, TensorSpec
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
 
@@ -96,22 +97,33 @@ def check_target(out: Path, *, overwrite: bool = False) -> None:
     OutputError
         The parent folder cannot be written.
     """
-    if os.path.isfile(out):
+    real = Path(os.path.realpath(out))  # the folder that is replaced: ``out`` may have ".." behind a missing folder
+    if os.path.isfile(real):
         raise UsageError(f"{out}: is a file, not a folder", "Name another output folder")
     try:
-        is_filled = os.path.isdir(out) and any(out.iterdir())
+        is_filled = os.path.isdir(real) and any(real.iterdir())
     except OSError as error:
         raise OutputError(f"{out}: cannot list the folder ({error.strerror})", "Name another output folder") from error
     if is_filled:
-        if not os.path.isfile(out / MANIFEST):
+        if not _is_bundle(real):
             raise UsageError(f"{out}: folder is not empty and is not a bundle", "Name another output folder")
         if not overwrite:
             raise UsageError(f"{out}: a bundle is there already", "Name another folder, or say --overwrite")
-    parent = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
+    parent = next(path for path in (real, *real.parents) if os.path.exists(path))
     if not os.path.isdir(parent):
         raise UsageError(f"{out}: {parent} is a file, not a folder", "Name another output folder")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{out}: {parent} is read-only for this user", "Name another output folder")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder has a manifest of a bundle. Other programs use the file name too."""
+    try:
+        with open(folder / MANIFEST, "rb") as file:
+            found = json.loads(file.read(MANIFEST_LIMIT))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "artefacts" in found and "preprocessing" in found
 
 
 def check_outside(out: Path, *inputs: Path) -> None:

@@ -74,7 +74,7 @@ def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, ov
         writer.update(creation=replace(creation, command=anonymize_command(creation.command)))
         if name:
             writer.update(name=name)
-    size = sum(path.stat().st_size for path in out.iterdir())
+    size = sum(path.stat().st_size for path in Path(os.path.realpath(out)).iterdir())
     click.echo(f"{out}: {', '.join(keep)} ({size / 1e6:.1f} MB)")
 
 
@@ -87,7 +87,9 @@ def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, ov
     help="Text file with the owner and the license of the scans. Default: the file NOTICE next to the first scan.",
 )
 def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
-    """Add SCANs to BUNDLE with their results on this machine, for 'mri-edge verify' to replay on a device.
+    """Record the results of SCANs on this machine in BUNDLE, for 'mri-edge verify' to replay on a device.
+
+    They replace those that were recorded before.
 
     Whoever gets the bundle gets the scans: use demo scans with a license that permits this, never a patient's.
     """

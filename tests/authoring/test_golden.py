@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -309,3 +310,14 @@ def test_invalid_values_are_refused(recorded, change):
     facts = json.loads((recorded.folder / "golden.json").read_bytes())
     with pytest.raises(ManifestError, match=r"golden\.json"):
         replay.replay(put(recorded, "golden.json", json.dumps({**facts, **change}).encode()))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes there")
+def test_a_scan_whose_name_is_not_text_is_refused(tiny_bundle, tmp_path):
+    path = tmp_path / os.fsdecode(b"scan-\xff.jpg")
+    try:
+        path.write_bytes((DEMO / "phantom-1.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UsageError, match="is not text"):
+        golden.record(Bundle.open(tiny_bundle), [path], NOTICE)

@@ -162,3 +162,38 @@ def test_a_file_that_is_not_a_bundle_is_refused_with_a_message(tmp_path: Path) -
     (tmp_path / "file").write_bytes(b"nothing of ours")
     with pytest.raises(BundleError, match=r"is not a packed bundle. A bundle is a folder, or a file made by"):
         Bundle.open(tmp_path / "file")
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+@pytest.mark.parametrize("command", ["unpack {packed}", "slim {packed} --artifact model.onnx"])
+@pytest.mark.parametrize("out", ["typo/../thesis", "web"])
+def test_a_folder_of_something_else_is_never_replaced(
+    command, out, option, packed: Path, tmp_path: Path, capfd
+) -> None:
+    """A missing folder in the path, or a manifest.json of another program, does not make it a bundle."""
+    for name, text in (("thesis/chapter", "important"), ("web/manifest.json", '{"name": "app"}'), ("web/app.js", "1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    words = ["bundle", *command.format(packed=packed).split(), "--out", out, *option]
+    assert run(words) == 2
+    assert "folder is not empty and is not a bundle" in capfd.readouterr().err
+    assert (tmp_path / "thesis" / "chapter").read_text() == "important"
+    assert (tmp_path / "web" / "app.js").read_text() == "1"
+
+
+@pytest.mark.parametrize("command", ["unpack {packed}", "slim {packed} --artifact model.onnx"])
+def test_a_new_bundle_may_be_behind_a_missing_folder(command, packed: Path, tmp_path: Path, capfd) -> None:
+    words = ["bundle", *command.format(packed=packed).split(), "--out", "typo/../new"]
+    assert run(words) == 0, capfd.readouterr().err
+    assert Bundle.open(tmp_path / "new").artifact("model.onnx")
+    assert run(words) == 2
+    assert "a bundle is there already" in capfd.readouterr().err
+    assert run([*words, "--overwrite"]) == 0
+
+
+def test_a_bundle_is_not_packed_into_itself(tiny_bundle: Path, capfd) -> None:
+    before = (tiny_bundle / "model.onnx").read_bytes()
+    words = ["bundle", "pack", str(tiny_bundle), "--out", str(tiny_bundle / "model.onnx"), "--overwrite"]
+    assert run(words) == 2
+    assert "is inside" in capfd.readouterr().err
+    assert (tiny_bundle / "model.onnx").read_bytes() == before
