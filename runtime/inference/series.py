@@ -358,7 +358,7 @@ def combine(plan: Plan, results: Iterable[Prediction | Failure], ran: Ran) -> It
         if isinstance(result, Failure):
             yield from _finish_file(frames, result, ran)
         elif (slot := frames.pop(result.index, None)) is not None:
-            yield from _finish(*slot, replace(result, heatmap=None, pixels=None), ran)
+            yield from _finish(*slot, _checked(result, slot[0].series.slices[slot[1]]), ran)
     for frames in slots.values():
         yield from _finish_file(frames, None, ran)
 
@@ -396,6 +396,14 @@ def _finish(waiting: _Waiting, number: int, result: Prediction | Failure, ran: R
     waiting.results[number] = result
     if len(waiting.results) == len(waiting.series.slices):
         yield waiting.finish(ran)
+
+
+def _checked(result: Prediction, facts: SliceFacts) -> Prediction | Failure:
+    """Return a result without pixels and heatmap, or a failure if the file was replaced after its header was read."""
+    if not is_of(result, facts):
+        error = InputError(f"{facts.source}: has changed since its header was read", "Classify it again")
+        return Failure(facts.source, error, facts.index, facts.count)
+    return replace(result, heatmap=None, pixels=None)
 
 
 def _finish_file(
@@ -457,6 +465,17 @@ def series_of_slice(result: Prediction, facts: SliceFacts, ran: Ran) -> SeriesPr
     (series,) = group([facts])
     answer = _answer(series, (result,), None, ran)
     return replace(answer, label=None if answer.score is None else result.label, threshold=result.threshold)
+
+
+def is_of(result: Prediction, facts: SliceFacts) -> bool:
+    """Whether a result and a header, which were read from the same path at different times, are of one DICOM instance.
+
+    Only DICOM identifies its instances: two scans of other formats count as the same.
+    """
+    record = result.metadata.get("dicom")
+    if record is None or facts.kind != "dicom":
+        return record is None and facts.kind != "dicom"
+    return bool(record["sop"] == facts.instance)
 
 
 def counts(result: Prediction | Failure) -> TypeGuard[Prediction]:

@@ -87,12 +87,27 @@ def taken_at(study: dict[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def identifiers(source: str) -> dict[str, str | None]:
-    """Return name, patient ID, birth date and accession number of a DICOM file; empty for files of other formats."""
+def identifiers(source: str, instance: str | None) -> dict[str, str | None]:
+    """Return name, patient ID, birth date and accession number of a DICOM file that was classified.
+
+    Parameters
+    ----------
+    instance
+        The SOP Instance UID that the file had when it was classified, or None if it had none.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read any more, or holds another instance now.
+    """
+    from .readers import dicom
+
     try:
         study = read_study(source)
-    except InputError:
-        return {}
+    except InputError as error:
+        raise InputError(f"{source}: no identifiers: it cannot be read a second time", "Classify it again") from error
+    if dicom.uid_of(study.get("SOPInstanceUID", "")) != instance:
+        raise InputError(f"{source}: no identifiers: it has changed since it was classified", "Classify it again")
     return {key: study.get(keyword) for key, keyword in _IDENTIFYING.items()}
 
 

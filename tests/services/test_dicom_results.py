@@ -318,6 +318,78 @@ def test_predict_writes_a_report_for_one_slice(predict: Predict, tmp_path: Path)
     assert len(group.source_images) == 1
 
 
+@pytest.fixture
+def replaced(slices: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], list[Path]]:
+    """Return a function that copies two slices, of which the second is replaced by another patient's during the run.
+
+    Its argument says whether that happens before the pixels are read, or after the classification.
+    """
+    paths = [Path(shutil.copy(path, tmp_path)) for path in slices[8:10]]
+    predict_batches = Classifier.predict_batches
+
+    def replace_file() -> None:
+        other = pydicom.dcmread(slices[3])
+        other.PatientID, other.PatientName = "ANOTHER", "Another^Name"
+        other.save_as(paths[1])
+
+    def prepare(before: bool) -> list[Path]:
+        def predicted(*arguments: Any, **options: Any) -> Iterator[Any]:
+            if before:
+                replace_file()
+            results = list(predict_batches(*arguments, **options))
+            replace_file()
+            return iter(results)
+
+        monkeypatch.setattr(Classifier, "predict_batches", predicted)
+        return paths
+
+    return prepare
+
+
+def test_the_answer_for_a_slice_is_not_filed_under_the_patient_of_its_successor(
+    predict: Predict, replaced: Callable[[bool], list[Path]], tmp_path: Path
+) -> None:
+    first, second = replaced(False)
+    code, out, err = predict(first, second, "--json", "--dicom-out", tmp_path / "out", "--dicom-negatives")
+    assert (code, len(out.splitlines())) == (1, 2)
+    assert f"{second}: has changed since it was classified" in err
+    (report,) = (tmp_path / "out").iterdir()
+    assert pydicom.dcmread(report).PatientID == PATIENT
+
+
+@pytest.mark.parametrize("options", [(), ("--by", "series")])
+def test_a_slice_does_not_get_the_identifiers_of_its_successor(
+    predict: Predict, replaced: Callable[[bool], list[Path]], options: tuple[str, ...]
+) -> None:
+    _, second = replaced(False)
+    code, out, err = predict(second, "--json", "--with-identifiers", *options)
+    assert code == 1
+    assert "identifiers" not in json.loads(out)
+    assert err.count(f"{second}: no identifiers: it has changed since it was classified") == 1
+    assert "ANOTHER" not in err
+
+
+def test_a_slice_that_is_replaced_after_its_header_was_read_does_not_join_the_series(
+    predict: Predict, replaced: Callable[[bool], list[Path]]
+) -> None:
+    first, second = replaced(True)
+    code, out, _ = predict(first, second, "--json", "--by", "series")
+    answer = json.loads(out)
+    errors = {piece["file"]: piece.get("error", "") for piece in answer["slices"]}
+    assert (code, answer["failed"], errors[str(first)]) == (1, 1, "")
+    assert f"{second}: has changed since its header was read" in errors[str(second)]
+
+
+def test_a_heatmap_is_not_made_of_another_slice(
+    classifier: Classifier, positive: SeriesPrediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, last = positive.window or (0, -1)
+    other = next(facts for number, facts in enumerate(positive.series.slices) if not first <= number <= last)
+    frame = classifier.predict(other.source)
+    monkeypatch.setattr(classifier, "predict_frames", lambda *_, **__: iter([frame]))
+    assert list(series_pictures.explain_leading(positive, classifier)) == []
+
+
 def test_predict_says_in_one_line_what_cannot_be_reported(predict: Predict, tmp_path: Path) -> None:
     anonymous = pydicom.dcmread(DEMO)
     del anonymous.SeriesInstanceUID

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mri_edge.inference.journal import Journal
 
     from .dicom_output import DicomOutput
+    from .identified import Identification
 
 _MAX_WAIT_S = 0.05  # how long a scan from standard input waits for others to fill its batch
 
@@ -69,7 +70,8 @@ def classify(
             from mri_edge.inference.heatmap.files import draw_each
 
             predictions = draw_each(predictions, heatmap, score)
-        counter = Counter(_with_dicom(predictions, dicom, identified))
+        identification = new_identification() if identified else None
+        counter = Counter(_with_dicom(predictions, dicom, identification))
         results = track(counter, "heatmaps" if heatmap else "predict", total) if show_progress else counter
         if journal:
             for result in results:
@@ -86,19 +88,24 @@ def classify(
             notify(f"{count} written to {heatmap}{os.sep}")
         if dicom:
             dicom.report()
-    return 1 if counter.failed or (dicom and dicom.failed) else 0
+    return 1 if counter.failed or (dicom and dicom.failed) or (identification and identification.failed) else 0
+
+
+def new_identification() -> Identification:
+    """Return what adds the identifiers of the patient to results. Most runs need not import it."""
+    from .identified import Identification
+
+    return Identification()
 
 
 def _with_dicom(
-    results: Iterable[Prediction | Failure], dicom: DicomOutput | None, identified: bool
+    results: Iterable[Prediction | Failure], dicom: DicomOutput | None, identification: Identification | None
 ) -> Iterable[Prediction | Failure]:
     """Return the results after their DICOM objects are written, and with what identifies the patient if wanted."""
     if dicom:
         results = dicom.each(results)
-    if identified:
-        from .identified import identify_slices
-
-        results = identify_slices(results)
+    if identification:
+        results = identification.slices(results)
     return results
 
 

@@ -28,7 +28,15 @@ from mri_edge.inference.series import (
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.sources import expand
 
-from .classify import Counter, explain_how_to_continue, flush_stdout, notify, output_form, print_line
+from .classify import (
+    Counter,
+    explain_how_to_continue,
+    flush_stdout,
+    new_identification,
+    notify,
+    output_form,
+    print_line,
+)
 from .series_output import SERIES_FORMS
 
 if TYPE_CHECKING:
@@ -81,10 +89,9 @@ def classify_series(
             answers = draw_series(answers, classifier, heatmap, score)
         if dicom:
             answers = dicom.each(answers)
-        if identified:
-            from .identified import identify_series
-
-            answers = identify_series(answers)
+        identification = new_identification() if identified else None
+        if identification:
+            answers = identification.series(answers)
         outcome = _Outcome(combine_studies(answers, planned) if by == "study" else answers)
         if journal:
             for result in outcome:
@@ -98,7 +105,8 @@ def classify_series(
             notify(f"{outcome.curves} curve{plural}, and heatmaps of leading slices, written to {heatmap}{os.sep}")
         if dicom:
             dicom.report()
-    return 1 if outcome.failed or everything_skipped or (dicom and dicom.failed) else 0
+    failed = outcome.failed or (dicom and dicom.failed) or (identification and identification.failed)
+    return 1 if failed or everything_skipped else 0
 
 
 def _report(planned: Plan) -> None:

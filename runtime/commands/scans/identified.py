@@ -5,25 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from mri_edge.errors import InputError
 from mri_edge.inference.prediction import Failure, Prediction
 from mri_edge.inference.series import SeriesPrediction
 from mri_edge.scans.patient import identifiers
 
-
-def identify_slices(results: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
-    """Yield the results, those for DICOM files with ``identifiers`` in their metadata. Each header is read again."""
-    for result in results:
-        found = identifiers(result.source) if isinstance(result, Prediction) and result.source is not None else {}
-        if found and isinstance(result, Prediction):
-            yield replace(result, metadata={**result.metadata, "identifiers": found})
-        else:
-            yield result
+from .classify import notify
 
 
-def identify_series(results: Iterable[SeriesPrediction | Failure]) -> Iterator[SeriesPrediction | Failure]:
-    """Yield the results, those for DICOM series with the ``identifiers`` of their first slice."""
-    for result in results:
-        if isinstance(result, SeriesPrediction):
-            yield replace(result, identifiers=identifiers(result.series.first.source))
-        else:
-            yield result
+class Identification:
+    """Adds the identifiers of the patient to results for DICOM files. Their headers are read again.
+
+    Attributes
+    ----------
+    failed
+        Results whose identifiers were left out, because a file has changed since it was classified.
+    """
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def slices(self, results: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
+        """Yield the results, those for DICOM files with ``identifiers`` in their metadata."""
+        for result in results:
+            found = {}
+            if isinstance(result, Prediction) and result.source is not None and "dicom" in result.metadata:
+                found = self._found(result.source, result.metadata["dicom"]["sop"])
+            if found and isinstance(result, Prediction):
+                yield replace(result, metadata={**result.metadata, "identifiers": found})
+            else:
+                yield result
+
+    def series(self, results: Iterable[SeriesPrediction | Failure]) -> Iterator[SeriesPrediction | Failure]:
+        """Yield the results, those for DICOM series with the ``identifiers`` of their first slice."""
+        for result in results:
+            if isinstance(result, SeriesPrediction) and result.series.first.kind == "dicom":
+                first = result.series.first
+                yield replace(result, identifiers=self._found(first.source, first.instance))
+            else:
+                yield result
+
+    def _found(self, source: str, instance: str | None) -> dict[str, str | None]:
+        try:
+            return identifiers(source, instance)
+        except InputError as error:
+            self.failed += 1
+            notify(str(error))
+            return {}

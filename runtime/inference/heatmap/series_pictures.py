@@ -12,7 +12,7 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.errors import InputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Failure, Prediction, frame_name
-from mri_edge.inference.series import SeriesPrediction, counts
+from mri_edge.inference.series import SeriesPrediction, counts, is_of
 from mri_edge.scans.fallback import options_for
 from mri_edge.storage.atomic import atomic_write, make_folder
 
@@ -50,7 +50,7 @@ def explain_leading(result: SeriesPrediction, classifier: Classifier) -> Iterato
     """Yield the slices of a series with the highest probabilities of the window that gave its score, explained.
 
     Each comes with its position in ``result.slices``. It is read and classified again, so that it has its heatmap and
-    its pixels. A file that cannot be read any more is left out.
+    its pixels. A file that cannot be read any more, or that holds another instance now, is left out.
     """
     first, last = result.window or (0, -1)
     candidates = [(number, piece) for number in range(first, last + 1) if counts(piece := result.slices[number])]
@@ -64,7 +64,7 @@ def explain_leading(result: SeriesPrediction, classifier: Classifier) -> Iterato
             explained = next(again, None)
         except InputError:  # the file has changed since it was classified; its answer stays
             continue
-        if explained is not None:
+        if explained is not None and is_of(explained, result.series.slices[number]):
             yield number, explained
 
 

@@ -212,7 +212,11 @@ def _binary(value: bytes, kind: str, little: bool) -> NDArray[Any]:
 
 def uid(header: Header, tag: int) -> str | None:
     """Return a unique identifier, or None if it is no such identifier, and could be anything."""
-    value = text(header, tag)
+    return as_uid(text(header, tag))
+
+
+def as_uid(value: str) -> str | None:
+    """Return a text that is a unique identifier, or None."""
     return value if len(value) <= 64 and _UID.fullmatch(value) else None
 
 

@@ -96,6 +96,13 @@ def texts(source: Source, tags: Collection[int]) -> dict[int, str]:
     return _dicom_reading.texts(source, tags)
 
 
+def uid_of(text: str) -> str | None:
+    """Return the first value of an element that ``texts`` returned, as ``slice_facts`` gives unique identifiers."""
+    from ._dicom_values import as_uid
+
+    return as_uid(text.partition("\\")[0].strip(" \0"))
+
+
 def silenced() -> AbstractContextManager[None]:
     """Return a context in which pydicom and Python print no warnings, which would quote values of a file."""
     from ._dicom_file import quiet

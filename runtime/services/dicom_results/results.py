@@ -10,7 +10,7 @@ from mri_edge.errors import InputError, UsageError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.prediction import Prediction
-from mri_edge.inference.series import SeriesPrediction, series_of_slice, what_ran
+from mri_edge.inference.series import SeriesPrediction, is_of, series_of_slice, what_ran
 from mri_edge.scans.files import special_file_kind
 from mri_edge.scans.headers import slice_facts
 from mri_edge.storage.atomic import atomic_write, make_folder
@@ -128,6 +128,6 @@ class DicomResults:
         for facts in slice_facts([source], self._classifier.reading):
             if isinstance(facts, InputError):
                 raise facts
-            if facts.index == prediction.index:
+            if facts.index == prediction.index and is_of(prediction, facts):
                 return series_of_slice(prediction, facts, what_ran(self._classifier))
         raise InputError(f"{source}: has changed since it was classified", "Copy or export it again")
