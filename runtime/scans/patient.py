@@ -6,7 +6,7 @@ Nothing else reads it: results, logs and file names contain none of it, unless t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from mri_edge.errors import InputError
 
@@ -87,19 +87,32 @@ def taken_at(study: dict[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def identifiers(source: str, instance: str | None) -> dict[str, str | None]:
-    """Return name, patient ID, birth date and accession number of a DICOM file that was classified.
+def patients(studies: Iterable[dict[str, str]]) -> set[tuple[str | None, str | None]]:
+    """Return the patients to which headers belong, from what ``read_study`` returned."""
+    return {(study.get("IssuerOfPatientID"), study.get("PatientID")) for study in studies}
+
+
+def identifiers(instances: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return name, patient ID, birth date and accession number of the first of some DICOM files of one patient.
 
     Parameters
     ----------
-    instance
-        The SOP Instance UID that the file had when it was classified, or None if it had none.
+    instances
+        The classified files, each with the SOP Instance UID that it had then, or None if it had none.
 
     Raises
     ------
     InputError
-        The file cannot be read any more, or holds another instance now.
+        A file cannot be read any more, a file holds another instance now, or the files belong to different patients.
     """
+    studies = [_study_of(source, instance) for source, instance in instances.items()]
+    if len(patients(studies)) > 1:
+        first = next(iter(instances))
+        raise InputError(f"{first}: no identifiers: its slices belong to different patients", code="unsupported")
+    return {key: studies[0].get(keyword) for key, keyword in _IDENTIFYING.items()}
+
+
+def _study_of(source: str, instance: str | None) -> dict[str, str]:
     from .readers import dicom
 
     try:
@@ -108,7 +121,7 @@ def identifiers(source: str, instance: str | None) -> dict[str, str | None]:
         raise InputError(f"{source}: no identifiers: it cannot be read a second time", "Classify it again") from error
     if dicom.uid_of(study.get("SOPInstanceUID", "")) != instance:
         raise InputError(f"{source}: no identifiers: it has changed since it was classified", "Classify it again")
-    return {key: study.get(keyword) for key, keyword in _IDENTIFYING.items()}
+    return study
 
 
 def _date(text: str) -> str:

@@ -369,6 +369,22 @@ def test_a_slice_does_not_get_the_identifiers_of_its_successor(
     assert "ANOTHER" not in err
 
 
+@pytest.mark.parametrize("by", ["series", "study"])
+def test_a_series_of_two_patients_gets_the_identifiers_of_neither(
+    predict: Predict, slices: list[Path], tmp_path: Path, by: str
+) -> None:
+    shutil.copy(slices[8], tmp_path)
+    other = pydicom.dcmread(slices[9])
+    other.PatientID = "ANOTHER"
+    other.save_as(tmp_path / "other.dcm")
+    code, out, err = predict(tmp_path, "--json", "--with-identifiers", "--by", by)
+    answer = json.loads(out)
+    assert (code, answer["label"] is not None) == (1, True)
+    assert "identifiers" not in out
+    assert err.count("no identifiers: its slices belong to different patients") == 1
+    assert "ANOTHER" not in err
+
+
 def test_a_slice_that_is_replaced_after_its_header_was_read_does_not_join_the_series(
     predict: Predict, replaced: Callable[[bool], list[Path]]
 ) -> None:

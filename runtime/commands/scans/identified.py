@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mri_edge.errors import InputError
@@ -19,7 +19,8 @@ class Identification:
     Attributes
     ----------
     failed
-        Results whose identifiers were left out, because a file has changed since it was classified.
+        Results whose identifiers were left out, because a file has changed since it was classified or because the
+        slices of a series belong to different patients.
     """
 
     def __init__(self) -> None:
@@ -30,24 +31,24 @@ class Identification:
         for result in results:
             found = {}
             if isinstance(result, Prediction) and result.source is not None and "dicom" in result.metadata:
-                found = self._found(result.source, result.metadata["dicom"]["sop"])
+                found = self._found({result.source: result.metadata["dicom"]["sop"]})
             if found and isinstance(result, Prediction):
                 yield replace(result, metadata={**result.metadata, "identifiers": found})
             else:
                 yield result
 
     def series(self, results: Iterable[SeriesPrediction | Failure]) -> Iterator[SeriesPrediction | Failure]:
-        """Yield the results, those for DICOM series with the ``identifiers`` of their first slice."""
+        """Yield the results, those for DICOM series with the ``identifiers`` of the patient of all their slices."""
         for result in results:
             if isinstance(result, SeriesPrediction) and result.series.first.kind == "dicom":
-                first = result.series.first
-                yield replace(result, identifiers=self._found(first.source, first.instance))
+                found = self._found({facts.source: facts.instance for facts in result.series.slices})
+                yield replace(result, identifiers=found)
             else:
                 yield result
 
-    def _found(self, source: str, instance: str | None) -> dict[str, str | None]:
+    def _found(self, instances: Mapping[str, str | None]) -> dict[str, str | None]:
         try:
-            return identifiers(source, instance)
+            return identifiers(instances)
         except InputError as error:
             self.failed += 1
             notify(str(error))

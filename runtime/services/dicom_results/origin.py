@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mri_edge.errors import InputError
 from mri_edge.inference.series import SeriesPrediction
-from mri_edge.scans.patient import read_study, taken_at
+from mri_edge.scans.patient import patients, read_study, taken_at
 
 _UNDATED = ("19000101", "000000")  # of anonymized scans: an object must have a date, and the present one would vary
 _CHANGED = "Copy or export it again"
@@ -85,8 +85,7 @@ def origin_of(result: SeriesPrediction) -> Origin:
         references.append(
             Reference(header["SOPClassUID"], facts.instance, facts.index + 1 if facts.count > 1 else None)
         )
-    patients = {(header.get("IssuerOfPatientID"), header.get("PatientID")) for header in headers.values()}
-    if len(patients) > 1:
+    if len(patients(headers.values())) > 1:
         raise _refused(result, "its slices belong to different patients")
     first = headers[series.first.source]
     date, time = max((found for header in headers.values() if (found := taken_at(header))), default=_UNDATED)
