@@ -29,6 +29,7 @@ highdicom = pytest.importorskip("highdicom", reason="needs the extra dicom-out")
 sys.path.insert(0, str(Path(__file__).parents[1] / "scans"))
 import dicom_data
 
+from mri_edge.commands.scans.dicom_output import DicomOutput, parse_kinds
 from mri_edge.services.dicom_results.origin import Predecessor
 from mri_edge.services.dicom_results.results import DicomResults
 
@@ -316,6 +317,35 @@ def test_predict_writes_a_report_for_one_slice(predict: Predict, tmp_path: Path)
     (path,) = (tmp_path / "out").iterdir()
     (group,) = highdicom.sr.srread(path).content.get_image_measurement_groups()
     assert len(group.source_images) == 1
+
+
+def test_files_with_one_instance_identifier_and_one_result_are_one_report(predict: Predict, tmp_path: Path) -> None:
+    code, _, err = predict(DEMO, DEMO.parent, "--dicom-out", tmp_path / "out", "--dicom-negatives")
+    assert (code, len(list((tmp_path / "out").iterdir()))) == (0, 1)
+    assert "1 DICOM file written" in err
+    assert "no finding" not in err
+
+
+@pytest.mark.parametrize("kinds", ["sr", "sc", "sr,sc"])
+def test_another_result_does_not_replace_that_of_a_file_with_the_same_instance_identifier(
+    classifier: Classifier, slices: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kinds: str
+) -> None:
+    other = pydicom.dcmread(slices[3])
+    other.SOPInstanceUID = pydicom.dcmread(slices[9]).SOPInstanceUID
+    other.save_as(tmp_path / "other.dcm")
+    first, second = (
+        replace(classifier.predict(str(path)), label="tumour") for path in (slices[9], tmp_path / "other.dcm")
+    )
+    output = DicomOutput(classifier, tmp_path / "out", parse_kinds(kinds), negatives=False)
+    assert next(output.each([first])) is first
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert next(output.each([second])) is second
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    output.report()
+    err = capsys.readouterr().err
+    assert output.failed == 1
+    assert f"{second.source}: no DICOM result: another file with the same SOP Instance UID has another result" in err
+    assert f"{len(before)} DICOM file" in err
 
 
 @pytest.fixture

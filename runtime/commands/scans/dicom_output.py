@@ -36,7 +36,6 @@ class DicomOutput:
 
     def __init__(self, classifier: Classifier, folder: Path, kinds: frozenset[Kind], *, negatives: bool) -> None:
         self.failed = 0
-        self._files = 0
         self._without = 0
         self._folder = folder
         self._results = DicomResults(classifier, kinds, negatives=negatives)
@@ -50,7 +49,8 @@ class DicomOutput:
 
     def report(self) -> None:
         """Print on stderr how many files were written, and for how many results there is nothing to report."""
-        files = "1 DICOM file" if self._files == 1 else f"{self._files} DICOM files"
+        count = len(self._results.written)
+        files = "1 DICOM file" if count == 1 else f"{count} DICOM files"
         notify(f"{files} written to {self._folder}{os.sep}")
         if self._without:
             have = "result has no finding" if self._without == 1 else "results have no finding"
@@ -58,13 +58,12 @@ class DicomOutput:
 
     def _write(self, result: Prediction | SeriesPrediction) -> None:
         try:
-            files = self._results.write(result, self._folder)
+            objects = self._results.write(result, self._folder)
         except InputError as error:
             self.failed += 1
             notify(str(error))
             return
-        self._files += files
-        self._without += not files and getattr(result, "skipped", None) is None
+        self._without += not objects and getattr(result, "skipped", None) is None
 
 
 def parse_kinds(text: str) -> frozenset[Kind]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,11 @@ class DicomResults:
     negatives
         Also report series that are not positive, as "Absent". A reader could take that for a clinical negative.
 
+    Attributes
+    ----------
+    written
+        The files that ``write`` has written, each with the SHA-256 of its content.
+
     Raises
     ------
     UsageError
@@ -62,6 +68,7 @@ class DicomResults:
         self._classifier = classifier
         self._kinds = frozenset(kinds)
         self._negatives = negatives
+        self.written: dict[Path, bytes] = {}
         self._score = required_score(classifier) if "sc" in kinds else None
 
     def of(self, answer: SeriesPrediction | Prediction, predecessors: Sequence[Predecessor] = ()) -> list[ResultObject]:
@@ -104,20 +111,29 @@ class DicomResults:
         """Write the objects for an answer into a folder, and return how many there are.
 
         Each file is written as a whole or not at all, and none before all of them are made. Names are derived from the
-        identifiers of the scan and the model, so a run that is repeated replaces its files.
+        identifiers of the scan and the model, so a run that is repeated replaces its files. Within a run only the same
+        object is written again.
 
         Raises
         ------
         InputError
-            As for ``of``.
+            As for ``of``; or another file with the same SOP Instance UID has another result.
         OutputError
             The folder cannot be written.
         """
         objects = self.of(answer)
+        contents = {folder / result.name: result.content for result in objects}
+        hashes = {path: hashlib.sha256(content).digest() for path, content in contents.items()}
+        if any(self.written.get(path, sha256) != sha256 for path, sha256 in hashes.items()):
+            source = answer.source if isinstance(answer, Prediction) else answer.series.first.source
+            raise InputError(
+                f"{source}: no DICOM result: another file with the same SOP Instance UID has another result"
+            )
         if objects:
             make_folder(folder)
-        for result in objects:
-            atomic_write(folder / result.name, result.content)
+        for path, content in contents.items():
+            atomic_write(path, content)
+            self.written[path] = hashes[path]
         return len(objects)
 
     def _series_of(self, prediction: Prediction) -> SeriesPrediction:
