@@ -30,7 +30,7 @@ from mri_edge.scans.options import ReadOptions
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import HOT_SPOT, Failure, Latency, Prediction, decide, recalibrated
-from .preparing import Prepared, batched, decode, prepare, prepare_sources
+from .preparing import Prepared, batched, decode_or_fail, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 if TYPE_CHECKING:
@@ -218,7 +218,11 @@ class Classifier:
         ``reading`` says how values become pictures; the default is as the classifier was loaded. Other parameters and
         errors as for ``predict``.
         """
-        for decoded in decode(source, reading or self.reading):
+        for decoded in decode_or_fail(source, reading or self.reading):
+            if isinstance(decoded, Failure):
+                if indexes is not None and decoded.frames > 1 and decoded.index not in indexes:
+                    continue
+                raise decoded.error
             if indexes is not None and decoded.frame.index not in indexes:
                 continue
             try:

@@ -14,7 +14,7 @@ from mri_edge.records import dataclass
 from mri_edge.scans import checks, readers
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Frame, Pixels, Source, in_fewest_channels, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, Unread, in_fewest_channels, source_name
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.resize import resize_bilinear
@@ -97,17 +97,34 @@ def prepare_sources(
 
 
 def decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterator[Decoded | Failure]:
-    """Read the frames of one scan. A frame that cannot be read becomes a Failure, the last one."""
+    """Read the frames of one scan. Each frame that cannot be read becomes a Failure.
+
+    A Failure of a single frame (``frames`` is 1) is about the whole scan.
+    """
     if isinstance(source, InputError):
         yield Failure(source.source, source)
         return
+    name = source_name(source)
     index, count = 0, 1
+    start = perf_counter()
     try:
-        for decoded in decode(source, reading):
-            yield decoded
-            index, count = decoded.frame.index + 1, decoded.frame.count
+        for frame in readers.read_each(source, reading):
+            if isinstance(frame, Unread):
+                yield Failure(name, frame.error, frame.index, frame.count)
+            else:
+                yield Decoded(frame, (perf_counter() - start) * 1e3)
+            index, count = frame.index + 1, frame.count
+            start = perf_counter()
     except InputError as error:
-        yield Failure(source_name(source), error, index, count)
+        yield Failure(name, error, index, count)
+        yield from failures_after(error, name, index, count)
+
+
+def failures_after(error: InputError, name: str | None, index: int, count: int) -> Iterator[Failure]:
+    """Yield a Failure for each frame after the one of this index, with which reading ended."""
+    for later in range(index + 1, count):
+        problem = f"{name or 'scan'}: frame {later} was not read, because frame {index} cannot be read"
+        yield Failure(name, InputError(problem, error.hint, code=error.code), later, count)
 
 
 def _prepare_waiting(

@@ -355,10 +355,11 @@ def combine(plan: Plan, results: Iterable[Prediction | Failure], ran: Ran) -> It
             yield from _finish_file(slots.pop(current, {}), None, ran)
         current = result.source
         frames = slots.get(current or "", {})
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and result.frames == 1:  # of the whole file
             yield from _finish_file(frames, result, ran)
         elif (slot := frames.pop(result.index, None)) is not None:
-            yield from _finish(*slot, _checked(result, slot[0].series.slices[slot[1]]), ran)
+            kept = result if isinstance(result, Failure) else _checked(result, slot[0].series.slices[slot[1]])
+            yield from _finish(*slot, kept, ran)
     for frames in slots.values():
         yield from _finish_file(frames, None, ran)
 

@@ -54,6 +54,15 @@ class Frame:
     warnings: tuple[ResultWarning, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A frame that cannot be read, of a source whose other frames may be intact. Attributes as of ``Frame``."""
+
+    error: InputError
+    index: int
+    count: int
+
+
 def gray_channel(pixels: Pixels) -> Pixels | None:
     """Return one channel, uint8 (H, W), contiguous, of a picture (H, W, 3) with equal channels; None if it is colored.
 

@@ -12,6 +12,7 @@ import pytest
 from mri_edge import Classifier, Failure, Prediction, ResultWarning, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import SeriesRule
+from mri_edge.errors import InputError
 from mri_edge.inference.series import SeriesPrediction, combine, combine_studies, plan, what_ran
 from mri_edge.scans.headers import slice_facts
 from mri_edge.testing import FakeEngine
@@ -115,6 +116,25 @@ def test_a_file_that_breaks_off_keeps_the_answers_before(classifier: Classifier,
     (result,) = answers(classifier, write_slices("v.slices", 10, 20, None, 40, series="1"))
     assert levels(result) == [10, 20, None, None]
     assert "many_slices_failed" in codes(result)
+
+
+def test_frames_after_one_that_ends_the_reading_say_so(classifier: Classifier, write_slices: Write) -> None:
+    found = list(classifier.predict_batches([write_slices("v.slices", 10, None, 30, 40)]))
+    assert [(result.index, isinstance(result, Failure)) for result in found] == [
+        (0, False),
+        (1, True),
+        (2, True),
+        (3, True),
+    ]
+    assert "frame 3 was not read, because frame 1 cannot be read" in str(found[3].error)
+
+
+def test_a_frame_that_fails_leaves_the_answers_after_it(classifier: Classifier, write_slices: Write) -> None:
+    path = write_slices("v.slices", 10, 20, 30, series="1")
+    results: list[Any] = list(classifier.predict_batches([path]))
+    results[1] = Failure(str(path), InputError("damaged frame"), 1, 3)
+    (result,) = combine(plan(slice_facts([str(path)])), results, what_ran(classifier))
+    assert levels(result) == [10, None, 30]
 
 
 def test_a_series_without_any_answer_has_no_label(classifier: Classifier, write_slices: Write) -> None:

@@ -25,6 +25,7 @@ pytest.importorskip("gdcm", reason="needs python-gdcm")
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -36,6 +37,8 @@ from pydicom.uid import (
 )
 
 from mri_edge.errors import InputError, UsageError
+from mri_edge.inference.prediction import Failure
+from mri_edge.inference.preparing import decode_or_fail
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
@@ -354,6 +357,23 @@ def test_enhanced_objects_have_a_window_slope_and_position_for_each_frame(syntax
         assert np.abs(frame.pixels.astype(int) - frames[0].pixels).max() <= 1
     facts = list(dicom.slice_facts(save(dataset)))
     assert [fact.position for fact in facts] == [(0, 0, 0), (0, 0, 3), (0, 0, 6)]
+
+
+def test_frames_after_a_damaged_one_are_read() -> None:
+    dataset = make(np.stack([np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)] * 4))
+    dataset.compress(RLELossless)
+    fragments = list(generate_frames(dataset.PixelData, number_of_frames=4))
+    fragments[1] = bytes(len(fragments[1]))
+    dataset.PixelData = encapsulate(fragments)
+    content = save(dataset)
+    found = list(decode_or_fail(content, ReadOptions()))
+    assert [result.index if isinstance(result, Failure) else result.frame.index for result in found] == [0, 1, 2, 3]
+    (failure,) = (result for result in found if isinstance(result, Failure))
+    assert (failure.index, failure.frames, failure.error.code) == (1, 4, "damaged")
+    frames = dicom.read(content)
+    assert next(frames).index == 0
+    with pytest.raises(InputError, match="RLE"):
+        next(frames)
 
 
 def test_percentiles_are_those_of_the_whole_file() -> None:

@@ -4,7 +4,7 @@ A reader file defines its ``NAME`` (for messages), the ``SUFFIXES`` that files o
 ``recognizes(head, path)``, which decides by the first bytes of a file, and ``read(source, options)``, which returns the
 frames. It imports the library of the format inside ``read``, because another reader may handle the file. A reader of a
 format with geometry also defines ``slice_facts(path, options)``, which reads the header of a file only; see
-``scans.headers``.
+``scans.headers``. A reader that can go on after a damaged frame defines ``read_each(source, options)``.
 
 Two rules decide which reader takes a file. A known suffix is enough, so that no file is opened to list a folder of
 10,000 pictures. Otherwise the first ``HEAD_BYTES`` bytes of the file decide, because scanners write names without a
@@ -22,7 +22,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, Unread, not_one_frame, source_name
 from mri_edge.scans.options import DEFAULT, ReadOptions
 
 HEAD_BYTES = 512  # enough for the preamble of DICOM (132 bytes) and the header of NIfTI-1 (348 bytes)
@@ -91,6 +91,24 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterable[Frame]:
     InputError
         The scan cannot be read. A reader that yields frames one by one may raise this between two frames.
     """
+    return _reader_for(source).read(source, options)
+
+
+def read_each(source: Source, options: ReadOptions = DEFAULT) -> Iterable[Frame | Unread]:
+    """Read the frames of a scan as ``read`` does, and go on after a frame that cannot be read where the format allows.
+
+    Raises
+    ------
+    InputError
+        The scan, or what is left of it, cannot be read.
+    """
+    reader = _reader_for(source)
+    read_frames: Callable[[Source, ReadOptions], Iterable[Frame | Unread]]
+    read_frames = getattr(reader, "read_each", reader.read)
+    return read_frames(source, options)
+
+
+def _reader_for(source: Source) -> Reader:
     path = source_name(source)
     if path is not None:
         reader = reader_of(path)
@@ -98,7 +116,7 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterable[Frame]:
         reader = _by_content(bytes(source[:HEAD_BYTES]), "")
     else:
         reader = _reader("dicom") if _is_dataset(source) else None
-    return (reader or _reader(_DEFAULT)).read(source, options)
+    return reader or _reader(_DEFAULT)
 
 
 def _is_dataset(source: object) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import out_of_memory
-from mri_edge.scans.frame import Frame, Pixels, Source, as_rgb, source_name
+from mri_edge.scans.frame import Frame, Pixels, Source, Unread, as_rgb, source_name
 from mri_edge.scans.geometry import square_pixels
 from mri_edge.scans.intensity import (
     Gray,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 _MAX_SAMPLE = 64  # frames of a file from which percentiles are taken
 
 
-def read(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame]:
-    """Yield the frames of a file. See ``dicom.read``."""
+def read_each(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame | Unread]:
+    """Yield the frames of a file. See ``dicom.read_each``."""
     name = _display_name(source)
     with opened(source, name) as file:
         layout = check(file, name, any_modality=options.any_modality)
@@ -56,8 +56,14 @@ def read(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame]:
         for index in range(layout.frames):
             try:
                 frame = _frame(file, layout, headers, windows, decode, index, name)
+            except InputError as error:
+                yield Unread(error, index, layout.frames)
+                continue
             except MemoryError as error:
-                raise out_of_memory(name) from error
+                failure = out_of_memory(name)
+                failure.__cause__ = error
+                yield Unread(failure, index, layout.frames)
+                continue
             yield replace(frame, source=source_name(source), warnings=warnings + frame.warnings)
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from mri_edge.scans.frame import Frame, Source
+from mri_edge.scans.frame import Frame, Source, Unread
 from mri_edge.scans.options import DEFAULT, ReadOptions
 
 from ._dicom_signature import has_magic, is_directory, looks_like_dataset
@@ -44,9 +44,23 @@ def read(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame]:
         ``code`` is one of ``_dicom_header.check``, or "missing", "not_a_file", "damaged", "too_large",
         "out_of_memory", "unsupported" or "unreadable". It may be raised between two frames.
     """
+    for frame in read_each(source, options):
+        if isinstance(frame, Unread):
+            raise frame.error
+        yield frame
+
+
+def read_each(source: Source, options: ReadOptions = DEFAULT) -> Iterator[Frame | Unread]:
+    """Yield the frames as ``read`` does, and an ``Unread`` in place of each one that cannot be read.
+
+    Raises
+    ------
+    InputError
+        No frame can be read.
+    """
     from . import _dicom_reading
 
-    yield from _dicom_reading.read(source, options)
+    yield from _dicom_reading.read_each(source, options)
 
 
 def slice_facts(source: Source, options: ReadOptions = DEFAULT) -> Iterator[SliceFacts]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from mri_edge.errors import InputError, MriEdgeError, OutputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import NOTICE, Failure, Prediction, frame_name
+from mri_edge.inference.preparing import failures_after
 from mri_edge.scans.files import is_transient
 from mri_edge.services.in_progress import MAX_CRASHES, InProgress, crashed
 from mri_edge.services.systemd import Heartbeat
@@ -265,6 +266,7 @@ class Watch:
             if is_transient(error.__cause__):
                 raise _retried(error.problem) from error
             yield Failure(os.fspath(scan), error, index, frames)
+            yield from failures_after(error, os.fspath(scan), index, frames)
 
     def _report_unrecognized(self) -> None:
         self._reported = {name: message for name, message in self._reported.items() if self._arrivals.has(name)}

@@ -59,17 +59,24 @@ class ScanWork:
         for source in sources:
             for result in decode_or_fail(source, reading):
                 self._check()
+                index, count = (
+                    (result.index, result.frames)
+                    if isinstance(result, Failure)
+                    else (result.frame.index, result.frame.count)
+                )
+                self._count(count if index == 0 else 0)
                 if isinstance(result, Failure):
+                    if count > 1 and self._options.index not in (None, index):
+                        continue
                     yield from self._answers(waiting)
                     waiting = []
                     yield result
                     continue
-                self._count(result.frame.count if result.frame.index == 0 else 0)
-                if self._options.index not in (None, result.frame.index):
+                if self._options.index not in (None, index):
                     continue
-                if self._options.heatmap and self._options.index is None and result.frame.count > 1:
+                if self._options.heatmap and self._options.index is None and count > 1:
                     raise RequestRefused(
-                        400, "usage", f"the scan has {result.frame.count} frames. Choose one for the heatmap with index"
+                        400, "usage", f"the scan has {count} frames. Choose one for the heatmap with index"
                     )
                 waiting.append(result)
                 if len(waiting) == _BATCH:
