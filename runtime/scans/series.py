@@ -27,6 +27,7 @@ _SAME_SPACING = 0.01  # proportion
 _SAME_ECHO_MS = 0.05
 _MAX_ECHO_MS = 1e9  # longer ones are compared with each other only
 _SAME_POSITION_MM = 0.02
+_MAX_MM = 1e9  # as _MAX_ECHO_MS
 _GAP = 1.5  # a distance of more than this many times the usual one is a gap
 _MAX_NAMED = 3  # files that a message names
 
@@ -101,7 +102,8 @@ class Series:
     distance
         mm between neighboring slices (the median), or None.
     warnings
-        What is wrong with the series: gaps, positions with several slices, copies, no positions.
+        What is wrong with the series: gaps, positions with several slices, copies, slices that share an identifier, no
+        positions.
     """
 
     study: str | None
@@ -124,8 +126,9 @@ def group(slices: Iterable[SliceFacts]) -> list[Series]:
     """Return the series in the order of their first slices.
 
     Slices of one series are split where the orientation, the spacing, the matrix, the echo or the image type differs. A
-    slice that has the identifier of an earlier one is a copy and left out. A picture, or a DICOM file without the
-    identifier of a series, is a series of its own; so is each other file whose format has none, with all its frames.
+    slice that has the identifier, the position and the matrix of an earlier one is a copy and left out, or takes its
+    place if the reader will refuse only the earlier one. A picture, or a DICOM file without the identifier of a series,
+    is a series of its own; so is each other file whose format has none, with all its frames.
     """
     by_series: dict[tuple[str, ...], list[SliceFacts]] = {}
     for facts in slices:
@@ -144,14 +147,9 @@ def _split(members: list[SliceFacts]) -> list[Series]:
     """Return the parts of one series."""
     parts: list[list[SliceFacts]] = []
     copies: list[list[SliceFacts]] = []  # of the slices of each part
-    part_of: dict[tuple[str, int], int] = {}
     # By echo, because comparing each slice with each of thousands of parts takes minutes.
     by_echo: dict[int | None, list[int]] = {}
-    for facts in members:
-        identity = (facts.instance or os.path.abspath(facts.source), facts.index)
-        if identity in part_of:
-            copies[part_of[identity]].append(facts)
-            continue
+    for facts, copied in _without_copies(members):
         step = None if facts.echo is None else _echo_step(facts.echo)
         steps = (None,) if step is None else (step - 1, step, step + 1)
         near = sorted(number for other in steps for number in by_echo.get(other, ()))
@@ -162,11 +160,47 @@ def _split(members: list[SliceFacts]) -> list[Series]:
             copies.append([])
             by_echo.setdefault(step, []).append(part)
         parts[part].append(facts)
-        part_of[identity] = part
+        copies[part] += copied
     return [
         _sorted(part, number, len(parts), copied)
         for number, (part, copied) in enumerate(zip(parts, copies, strict=True), 1)
     ]
+
+
+def _without_copies(members: list[SliceFacts]) -> list[tuple[SliceFacts, list[SliceFacts]]]:
+    """Return the slices, each with its copies."""
+    kept: list[tuple[SliceFacts, list[SliceFacts]]] = []
+    # By position, because thousands of slices may share one identifier.
+    numbers: dict[tuple[tuple[str, int], int], list[int]] = {}
+    for facts in members:
+        identity, step = _identity(facts), _position_step(facts)
+        near = (number for other in (step - 1, step, step + 1) for number in numbers.get((identity, other), ()))
+        same = next((number for number in near if _in_one_place(kept[number][0], facts)), None)
+        if same is None:
+            numbers.setdefault((identity, step), []).append(len(kept))
+            kept.append((facts, []))
+            continue
+        first, copies = kept[same]
+        if first.refusal is not None and facts.refusal is None:
+            kept[same], facts = (facts, copies), first  # noqa: PLW2901
+        copies.append(facts)
+    return kept
+
+
+def _identity(facts: SliceFacts) -> tuple[str, int]:
+    return facts.instance or os.path.abspath(facts.source), facts.index
+
+
+def _position_step(facts: SliceFacts) -> int:
+    """Return a whole number that differs by at most 1 between positions that count as equal."""
+    total = sum(facts.position or ()) if _has_position(facts) else 0.0
+    return math.floor(max(-_MAX_MM, min(total, _MAX_MM)) / (4 * _SAME_POSITION_MM))
+
+
+def _in_one_place(first: SliceFacts, second: SliceFacts) -> bool:
+    """Whether two slices agree in matrix and position, or have no position."""
+    one, other = (facts.position if _has_position(facts) else None for facts in (first, second))
+    return first.matrix == second.matrix and _near(one, other, _SAME_POSITION_MM)
 
 
 def _echo_step(echo: float) -> int:
@@ -201,7 +235,7 @@ def _near(first: Vector | None, second: Vector | None, tolerance: float) -> bool
 
 def _sorted(members: list[SliceFacts], number: int, parts: int, copies: list[SliceFacts]) -> Series:
     first = members[0]
-    warnings = list(_copy_warnings(copies))
+    warnings = [*_copy_warnings(copies), *_identifier_warnings(members)]
     positions: tuple[float | None, ...] = (None,) * len(members)
     distance = None
     located = [(position, facts) for facts in members if (position := _position(first, facts)) is not None]
@@ -252,6 +286,14 @@ def _copy_warnings(copies: Sequence[SliceFacts]) -> Iterator[ResultWarning]:
         names = ", ".join(files[:_MAX_NAMED]) + (", …" if len(files) > _MAX_NAMED else "")
         noun = "copy of a slice was" if len(copies) == 1 else "copies of slices were"
         yield ResultWarning("copies", f"{len(copies)} {noun} left out ({names})", len(copies), 0)
+
+
+def _identifier_warnings(members: Sequence[SliceFacts]) -> Iterator[ResultWarning]:
+    shared = len(members) - len({_identity(facts) for facts in members})
+    if shared:
+        several = f"{shared} slices have the identifier of another one"
+        message = several if shared > 1 else "1 slice has the identifier of another one"
+        yield ResultWarning("repeated_identifiers", f"{message}, at another position: all are kept", shared, 0)
 
 
 def _position_warnings(

@@ -137,6 +137,32 @@ def test_a_copy_under_another_name_is_left_out() -> None:
     assert "copy of 1.dcm" in str(series.warnings[0])
 
 
+def test_slices_that_share_an_identifier_at_other_positions_are_kept() -> None:
+    series = only([a_slice(number, instance="1.1.1") for number in range(20)])
+    assert len(series.slices) == 20
+    assert codes(series) == {"repeated_identifiers": 19}
+    assert len(group([a_slice(0, instance="1.1.1"), a_slice(0, instance="1.1.1", matrix=(128, 128))])) == 2
+
+
+def test_rounded_positions_make_no_copy_another_slice() -> None:
+    series = only([a_slice(1), a_slice(1, source="copy of 1.dcm", position=(-100.0, -99.99, 4.99))])
+    assert codes(series) == {"copies": 1}
+
+
+def test_thousands_of_slices_that_share_an_identifier_are_kept_in_little_time() -> None:
+    start = time.perf_counter()
+    assert len(only([a_slice(number, instance="1.1.1") for number in range(4000)]).slices) == 4000
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_copies_the_one_that_can_be_read_is_kept(order: tuple[int, int]) -> None:
+    copies = [a_slice(1), a_slice(1, source="cut off.dcm", refusal=InputError("ends early", code="damaged"))]
+    series = only([copies[number] for number in order])
+    assert [facts.source for facts in series.slices] == ["1.dcm"]
+    assert "cut off.dcm" in str(series.warnings[0])
+
+
 def test_two_slices_at_one_position_are_kept_and_reported() -> None:
     series = only([a_slice(n, instance=f"{n}.{t}", source=f"{n}-{t}") for t in range(2) for n in range(3)])
     assert len(series.slices) == 6
