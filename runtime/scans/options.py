@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import UsageError
@@ -22,7 +23,8 @@ class ReadOptions:
     window
         ``"file"``: the window in the file or, if it has none that shows anything, percentiles of the values.
         ``"auto"``: always percentiles. ``"CENTER,WIDTH"`` or a Window: this one, in rescaled units. Text is replaced by
-        a Window.
+        a Window. NIfTI is shown with LINEAR_EXACT in place of LINEAR. A DICOM file is refused if the window is LINEAR
+        and its width is less than 1.
     any_modality
         Also read DICOM images that are not MR.
     fallback
@@ -31,7 +33,7 @@ class ReadOptions:
     Raises
     ------
     UsageError
-        The window is none of these, or its width is less than 1.
+        The window is none of these, its center is not finite, or its width is not a finite number above 0.
     """
 
     window: str | Window = "file"
@@ -67,6 +69,8 @@ def _as_window(value: str | Window) -> Window:
             raise UsageError(
                 f"a window must be file, auto or CENTER,WIDTH. Received: {value!r}", "For example: 500,1000"
             ) from None
-    if not window.is_valid():
-        raise UsageError(f"the width of a window must be at least 1. Received: {window.width:g}")
+    if not math.isfinite(window.center):
+        raise UsageError(f"the center of a window must be finite. Received: {window.center:g}")
+    if not (math.isfinite(window.width) and window.width > 0):
+        raise UsageError(f"the width of a window must be finite and above 0. Received: {window.width:g}")
     return window

@@ -281,6 +281,10 @@ def test_the_caller_chooses_the_window() -> None:
     for wrong in ("100", "a,b", "100,0", "file,auto", "1,nan", ""):
         with pytest.raises(UsageError):
             ReadOptions(wrong)
+    with pytest.raises(UsageError, match=r"the center of a window must be finite\. Received: nan"):
+        ReadOptions("nan,1")
+    with pytest.raises(InputError, match=r"must be at least 1\. Received: 0\.5"):
+        read(make(), ReadOptions("0.5,0.5"))
 
 
 # Geometry

@@ -192,6 +192,17 @@ def test_options_choose_the_window() -> None:
     assert window(ReadOptions("auto", fallback=fallback)) == (7, 70, "percentiles")
 
 
+@pytest.mark.parametrize("highest", [1.0, 0.25])
+def test_a_window_for_small_values_shows_what_the_display_range_shows(highest: float) -> None:
+    values = (_ramp(dtype="float32") / _ramp().max() * highest).astype(np.float32)
+    expected = _gray(_read(_bytes(_image(values, cal_max=highest))))
+    assert len(np.unique(expected)) > 100
+    chosen = list(readers.read(_bytes(_image(values)), ReadOptions(f"{highest / 2},{highest}")))
+    np.testing.assert_array_equal(_gray(chosen), expected)
+    sigmoid = next(iter(readers.read(_bytes(_image(values)), ReadOptions(Window(0.5, 1, "SIGMOID")))))
+    assert sigmoid.metadata["nifti"]["window"]["function"] == "SIGMOID"
+
+
 def test_facts_describe_the_frames_without_reading_voxels() -> None:
     for affine in (np.eye(4), np.diag([5.0, 1, 1, 1]), np.diag([1.0, -1.5, 1.2, 1])[[0, 2, 1, 3]]):
         content = _bytes(_image(_ramp(), affine))

@@ -48,6 +48,12 @@ def read_each(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame 
     name = _display_name(source)
     with opened(source, name) as file:
         layout = check(file, name, any_modality=options.any_modality)
+        if isinstance(options.window, Window) and not options.window.is_valid():
+            raise InputError(
+                f"{name}: the width of a window for DICOM must be at least 1. Received: {options.window.width:g}",
+                "Choose another window",
+                code="unsupported",
+            )
         with quiet:
             headers = FrameHeaders(file.header)
         decode = frame_decoder(file, layout, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,9 @@ def _gray(plane: NDArray[Any], volume: Volume, window: Window) -> NDArray[np.uin
 def _window(file: VoxelFile, options: ReadOptions, warnings: list[ResultWarning]) -> Window:
     """Choose the window, and add a warning if that of the file shows nothing."""
     if isinstance(options.window, Window):
-        return options.window
+        # LINEAR is for integers: with a width of 1, as for values from 0 to 1, it shows black and white only.
+        exact = options.window.function == "LINEAR"
+        return replace(options.window, function="LINEAR_EXACT") if exact else options.window
     volume = file.volume
     histogram = _histogram(file)
     if volume.display and options.window == "file":
