@@ -28,6 +28,7 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.cli import run
+from mri_edge.errors import InputError
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Prediction
 from mri_edge.services.watch.outbox import Outbox
@@ -927,6 +928,27 @@ def test_systemd_is_notified(places, tmp_path):
         while last != b"STOPPING=1":
             last = end_of_systemd.recv(100)
     assert process.returncode == 0
+
+
+def test_frames_after_a_damaged_one_have_an_error_each(places, monkeypatch):
+    places.scan("a.png")
+    predict_frames = Classifier.predict_frames
+
+    def damaged(classifier: Classifier, source: object, **options: object) -> Iterator[Prediction]:
+        [prediction] = predict_frames(classifier, source, **options)
+        yield replace(prediction, frames=3)
+        raise InputError("damaged frame", code="damaged")
+
+    with Classifier.load(places.model) as classifier:
+        watch = Watch(classifier, places.incoming, Outbox(places.out), settle_s=0)
+        monkeypatch.setattr(Classifier, "predict_frames", damaged)
+        records = list(watch.records(once=True, every_s=0.01))
+    assert [(record.get("index"), record.get("code")) for record in records] == [
+        (0, None),
+        (1, "damaged"),
+        (2, "damaged"),
+    ]
+    assert "frame 2 was not read, because frame 1 cannot be read" in records[2]["error"]
 
 
 def test_systemd_is_notified_between_the_frames_of_a_scan(places, monkeypatch):

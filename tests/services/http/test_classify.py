@@ -106,6 +106,22 @@ def test_a_scan_that_cannot_be_read_has_a_status_and_the_object_of_predict(clien
     check_schema(response.json())
 
 
+def test_a_damaged_frame_leaves_the_answers_for_the_others(client, examples):
+    pydicom = pytest.importorskip("pydicom")
+    dataset = pydicom.dcmread(examples / "dicom" / "mni152-slice-2.dcm")
+    dataset.NumberOfFrames, dataset.PixelData = 3, dataset.PixelData * 3
+    dataset.compress(pydicom.uid.RLELossless)
+    fragments = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=3))
+    dataset.PixelData = pydicom.encaps.encapsulate([fragments[0], bytes(100), fragments[2]])
+    file = io.BytesIO()
+    dataset.save_as(file)
+    answer = client.post(CLASSIFY, content=file.getvalue()).json()
+    assert [(result["index"], "error" in result) for result in answer["results"]] == [(0, False), (1, True), (2, False)]
+    one = client.post(f"{CLASSIFY}?index=2", content=file.getvalue()).json()
+    assert (one["index"], "error" in one) == (2, False)
+    assert client.post(f"{CLASSIFY}?index=1", content=file.getvalue()).json()["code"] == "damaged"
+
+
 def test_a_volume_gives_a_result_for_each_slice(client, zip_of):
     file = volume()
     answer = client.post(CLASSIFY, content=file).json()
