@@ -56,7 +56,8 @@ def test_no_pixels_are_read(write_slices: Write, monkeypatch: pytest.MonkeyPatch
     from mri_edge.scans import readers
 
     path = write_slices("a.slices", None, series="1")
-    monkeypatch.setattr(readers, "read", lambda *arguments: pytest.fail("read pixels"))
+    for name in ("read", "read_each"):
+        monkeypatch.setattr(readers, name, lambda *arguments: pytest.fail("read pixels"))
     assert run(["inspect", str(path)]) == 0
 
 

@@ -35,12 +35,12 @@ SECRETS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DE
 CRASHES = """
 import os
 import mri_edge.scans.readers as readers
-real = readers.read
+real = readers.read_each
 def read(source, *arguments, **options):
     if isinstance(source, str) and "crash" in os.path.basename(source):
         os.kill(os.getpid(), 9)
     return real(source, *arguments, **options)
-readers.read = read
+readers.read_each = read
 """
 
 pytestmark = [
