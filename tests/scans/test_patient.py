@@ -14,6 +14,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = EXAMPLES / "dicom" / "mni152-slice-2.dcm"
+UID = str(pydicom.dcmread(DEMO).SOPInstanceUID)
 
 
 def changed(path: Path, **values: str) -> str:
@@ -53,7 +54,7 @@ def test_values_are_checked(tmp_path: Path, keyword: str, value: str, expected: 
 def test_names_are_decoded_by_the_character_set_of_the_file(tmp_path: Path) -> None:
     for charset, name in (("ISO_IR 192", "山田^太郎"), ("ISO_IR 100", "Müller^Änne")):
         path = changed(tmp_path / "a.dcm", SpecificCharacterSet=charset, PatientName=name)
-        assert identifiers(path)["patient_name"] == name
+        assert identifiers({path: UID})["patient_name"] == name
 
 
 def test_the_time_of_a_slice_is_the_best_that_the_header_has() -> None:
@@ -63,9 +64,10 @@ def test_the_time_of_a_slice_is_the_best_that_the_header_has() -> None:
     assert taken_at({"StudyTime": "080000"}) is None
 
 
-def test_other_files_have_no_identifiers(tmp_path: Path) -> None:
-    assert identifiers(str(EXAMPLES / "phantom-1.jpg")) == {}
-    assert set(identifiers(str(DEMO))) == set(IDENTIFIERS)
+def test_only_dicom_files_have_identifiers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no identifiers: it cannot be read a second time"):
+        identifiers({str(EXAMPLES / "phantom-1.jpg"): None})
+    assert set(identifiers({str(DEMO): UID})) == set(IDENTIFIERS)
     if not hasattr(os, "mkfifo"):
         pytest.skip("needs named pipes")
     os.mkfifo(tmp_path / "pipe.dcm")
