@@ -25,7 +25,7 @@ MAX_JPEG_PIXELS = 16 * MAX_PIXELS
 
 # The reads of a smaller file are not counted: it cannot keep a parser busy for long.
 SMALL_FILE = 4 << 20  # bytes
-_MAX_READS = 1_500_000
+_MAX_READS = 1_200_000
 _MAX_HEADER = 16 << 20  # bytes
 
 _CONVERT = "Save it as PNG with 8 or 16 bits a channel, for instance with ImageMagick: magick SCAN scan.png"
