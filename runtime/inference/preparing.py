@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -20,6 +20,8 @@ from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.resize import resize_bilinear
 
 from .prediction import Failure
+
+Read = TypeVar("Read")
 
 _MAX_WAITING_BYTES = 4 << 20  # of decoded frames that a thread collects to resize them together
 
@@ -49,9 +51,17 @@ class Prepared:
 
 def decode(source: Source, reading: ReadOptions) -> Iterator[Decoded]:
     """Read the frames of one scan. Raises InputError."""
+    for frame, decode_ms in _with_time(readers.read, source, reading):
+        yield Decoded(frame, decode_ms)
+
+
+def _with_time(
+    read: Callable[[Source, ReadOptions], Iterable[Read]], source: Source, reading: ReadOptions
+) -> Iterator[tuple[Read, float]]:
+    """Yield what ``read`` gives, each with the milliseconds that it took."""
     start = perf_counter()
-    for frame in readers.read(source, reading):
-        yield Decoded(frame, (perf_counter() - start) * 1e3)
+    for frame in read(source, reading):
+        yield frame, (perf_counter() - start) * 1e3
         start = perf_counter()
 
 
@@ -106,15 +116,13 @@ def decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterato
         return
     name = source_name(source)
     index, count = 0, 1
-    start = perf_counter()
     try:
-        for frame in readers.read_each(source, reading):
+        for frame, decode_ms in _with_time(readers.read_each, source, reading):
             if isinstance(frame, Unread):
                 yield Failure(name, frame.error, frame.index, frame.count)
             else:
-                yield Decoded(frame, (perf_counter() - start) * 1e3)
+                yield Decoded(frame, decode_ms)
             index, count = frame.index + 1, frame.count
-            start = perf_counter()
     except InputError as error:
         yield Failure(name, error, index, count)
         yield from failures_after(error, name, index, count)
