@@ -239,14 +239,15 @@ def test_a_client_that_never_reads_its_answer_is_disconnected(large_answers):
         assert len(everything(sock)) < len(LARGE)
 
 
-def test_a_client_that_reads_slowly_gets_its_whole_answer(large_answers):
+def test_a_client_that_reads_slowly_gets_its_whole_answer(large_answers, monkeypatch):
+    monkeypatch.setattr(connection, "READING_S", 3.0)  # thirty pauses of the client, for a busy machine
     received, start = 0, time.monotonic()
     with asking(large_answers, b"GET /", b"Connection: close") as sock:
-        while piece := sock.recv(8 << 20, socket.MSG_WAITALL):
+        while piece := sock.recv(1 << 20):
             received += len(piece)
-            time.sleep(0.5)
+            time.sleep(0.1)
     assert received > len(LARGE)
-    assert time.monotonic() - start > 3 * connection.READING_S
+    assert time.monotonic() - start > 2 * connection.READING_S
     wait_until_closed(large_answers)
 
 
