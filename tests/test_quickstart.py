@@ -111,6 +111,11 @@ def test_quickstart_works_in_an_empty_folder(workspace: Path, weights_options: l
     assert "vgg16" in results["predict"].stdout
     assert "8 images" in results["evaluate"].stdout
 
+    sizes = {path.name: path.stat().st_size for path in (workspace / "runs/vgg16").glob("model.*")}
+    for suffix in ("onnx", "tflite"):
+        assert sizes[f"model.int8.{suffix}"] <= 0.26 * sizes[f"model.{suffix}"]
+    assert sizes["model.int8.onnx"] <= 17.5e6  # the limit for an embedded model
+
     # The bundle must not contain the path of the folder that it was created in.
     for path in (workspace / "runs").rglob("*"):
         if path.suffix in (".json", ".md", ".html"):

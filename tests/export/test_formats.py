@@ -139,7 +139,7 @@ def test_int8_tflite_computes_in_integers_up_to_the_head(exported):
 
 def test_quantized_files_are_smaller(exported):
     sizes = {artifact.file: artifact.size_bytes for artifact in exported.manifest.artifacts}
-    # The graph itself takes much of a file with 20,000 weights. The limit for the full network is 26%.
+    # The graph itself takes much of a file with 20,000 weights. The limit for VGG16, in test_quickstart, is 26%.
     assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
     assert sizes["model.int8.tflite"] < 0.5 * sizes["model.tflite"]
     assert sizes["model.fp16.onnx"] < 0.65 * sizes["model.onnx"]
