@@ -85,13 +85,26 @@ class Bundle:
 
     @classmethod
     def open_unsigned(cls, model: str | os.PathLike[str]) -> Bundle:
-        """Open a bundle without checking a signature, to make, change or sign it. Raises what ``open`` does."""
+        """Open a bundle without checking a signature, to make another of it. Raises what ``open`` does."""
         path = _find(model)
         if os.path.isfile(path):
             from .archive import Archive
 
             return cls._from_archive(Archive(path))
         return cls.from_manifest(path, _read_manifest(path))
+
+    @classmethod
+    def open_to_change(cls, model: str | os.PathLike[str]) -> Bundle:
+        """Open a bundle without checking a signature, to change or sign it where it is.
+
+        Raises UsageError for the name of an embedded model, and what ``open`` does.
+        """
+        if _is_embedded(model):
+            raise UsageError(
+                f"{model}: is a model of the installed package, which must not change",
+                f"Change a copy: mri-edge bundle slim {model} --artifact FILE --out DIR",
+            )
+        return cls.open_unsigned(model)
 
     @classmethod
     def open_packed(cls, file: Path, *, signed_by: str | os.PathLike[str] | None = None) -> Bundle:
@@ -329,15 +342,20 @@ def _read_signature(folder: Path) -> bytes | None:
 def _find(model: str | os.PathLike[str]) -> Path:
     """Find a bundle: its folder, or its packed file."""
     folder = Path(model)
-    embedded = EMBEDDED / folder.name
-    if folder.name == str(model) and os.path.isdir(embedded):  # takes precedence over the current folder
+    if _is_embedded(model):  # takes precedence over the current folder
         if os.path.isfile(folder / MANIFEST):
             _log.warning("%s: using the embedded model. The bundle in the current folder is ./%s", model, model)
-        return embedded
+        return EMBEDDED / folder.name
     if os.path.isdir(folder) or os.path.isfile(folder):
         return folder
     names = ", ".join(embedded_models()) or "none"
     raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
+
+
+def _is_embedded(model: str | os.PathLike[str]) -> bool:
+    """Return whether ``model`` is the name of an embedded model, and not a path."""
+    name = Path(model).name
+    return name == str(model) and os.path.isdir(EMBEDDED / name)
 
 
 def embedded_models() -> list[str]:

@@ -70,7 +70,7 @@ def sign(model: str, key: Path) -> None:
     from mri_edge.authoring.signing import sign
     from mri_edge.bundles.bundle import Bundle
 
-    fingerprint = sign(Bundle.open_unsigned(model), key, passphrase=lambda: _passphrase(key))
+    fingerprint = sign(Bundle.open_to_change(model), key, passphrase=lambda: _passphrase(key))
     click.echo(f"{model}: signed, key {fingerprint}")
 
 

@@ -76,6 +76,15 @@ def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
     assert packed.read_bytes() == before
 
 
+def test_a_model_of_the_package_is_not_changed_by_name(tmp_path: Path, capfd) -> None:
+    key = tmp_path / "hospital"
+    assert run(["bundle", "keygen", str(key)]) == 0
+    for command in (["record", "small", SCAN], ["sign", "small", "--key", f"{key}.pem"]):
+        assert run(["bundle", *command]) == 2
+        assert "small: is a model of the installed package, which must not change" in capfd.readouterr().err
+    assert not (Bundle.open("small").require_folder() / "manifest.json.sig").exists()
+
+
 def test_record_takes_its_bundle_by_option_too(tiny_bundle: Path, capfd) -> None:
     assert run(["bundle", "record", "--model", str(tiny_bundle), SCAN]) == 0
     assert run(["verify", str(tiny_bundle)]) == 0

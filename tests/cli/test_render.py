@@ -14,8 +14,12 @@ from mri_edge.cli import run
 from mri_edge.scans import readers
 
 pytest.importorskip("pydicom")
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import RLELossless
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "scans"))
 import dicom_data
+import dicom_samples
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "phantom-1.jpg"
 
@@ -60,6 +64,30 @@ def test_a_frame_is_chosen_by_its_index(tmp_path: Path, capsys: pytest.CaptureFi
     assert not np.array_equal(_pixels(tmp_path / "0.png"), _pixels(tmp_path / "9.png"))
     assert run(["render", scan, "-o", str(tmp_path / "x.png"), "--index", "10"]) == 2
     assert "10 frames, 0 to 9" in capsys.readouterr().err
+
+
+def test_a_frame_after_a_damaged_one_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = dicom_samples.make(np.stack([np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)] * 3))
+    dataset.compress(RLELossless)
+    fragments = list(generate_frames(dataset.PixelData, number_of_frames=3))
+    dataset.PixelData = encapsulate([bytes(len(fragments[0])), *fragments[1:]])
+    scan, target = tmp_path / "scan.dcm", tmp_path / "x.png"
+    scan.write_bytes(dicom_samples.save(dataset))
+    assert run(["render", str(scan), "-o", str(target), "--index", "0"]) == 1
+    assert "RLE" in capsys.readouterr().err
+    assert not target.exists()
+    assert run(["render", str(scan), "-o", str(target), "--index", "2"]) == 0
+    assert target.exists()
+
+
+def test_the_scan_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = tmp_path / "scan.jpg"
+    scan.write_bytes(EXAMPLE.read_bytes())
+    (tmp_path / "link.png").symlink_to(scan)
+    for target in (scan, tmp_path / "link.png"):
+        assert run(["render", str(scan), "-o", str(target)]) == 2
+        assert "is the scan itself" in capsys.readouterr().err
+    assert scan.read_bytes() == EXAMPLE.read_bytes()
 
 
 def test_refusals_have_their_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+import os
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.commands.options import ANY_MODALITY, MODEL, WINDOW
 from mri_edge.errors import InputError, UsageError, printable
 from mri_edge.scans import checks, readers
-from mri_edge.scans.frame import Frame
+from mri_edge.scans.frame import Frame, Unread
 from mri_edge.scans.options import ReadOptions
 from mri_edge.storage.atomic import atomic_write
 
@@ -54,6 +53,8 @@ def render(scan: str, out: Path, explain: bool, index: int | None, window: str, 
     """
     from mri_edge.inference.rendering import draw_explained, draw_input
 
+    if os.path.exists(out) and os.path.exists(scan) and os.path.samefile(out, scan):
+        raise UsageError(f"{printable(str(out))}: is the scan itself", "Name another file with --out")
     reading = ReadOptions(window, any_modality)
     manifest = Bundle.open(model).manifest
     frame = _frame(scan, index, reading)
@@ -69,12 +70,17 @@ def render(scan: str, out: Path, explain: bool, index: int | None, window: str, 
 
 def _frame(scan: str, index: int | None, reading: ReadOptions) -> Frame:
     """Return one frame of a scan. Raises InputError, or UsageError if there are not so many."""
-    frames: Iterator[Frame] = iter(readers.read(scan, reading))
-    first = next(frames, None)
-    if first is None:
+    count = 0
+    for frame in readers.read_each(scan, reading):
+        count = frame.count
+        wanted = count // 2 if index is None else index
+        if wanted >= count:
+            break
+        if frame.index == wanted:
+            if isinstance(frame, Unread):
+                raise frame.error
+            return frame
+    if not count:
         raise InputError(f"{printable(scan)}: holds no frames", code="damaged")
-    wanted = first.count // 2 if index is None else index
-    if wanted >= first.count:
-        held = "1 frame" if first.count == 1 else f"{first.count} frames, 0 to {first.count - 1}"
-        raise UsageError(f"{printable(scan)}: has no frame {wanted}", f"It holds {held}")
-    return next(frame for frame in chain([first], frames) if frame.index == wanted)
+    held = "1 frame" if count == 1 else f"{count} frames, 0 to {count - 1}"
+    raise UsageError(f"{printable(scan)}: has no frame {index}", f"It holds {held}")
