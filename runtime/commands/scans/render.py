@@ -53,7 +53,7 @@ def render(scan: str, out: Path, explain: bool, index: int | None, window: str, 
     """
     from mri_edge.inference.rendering import draw_explained, draw_input
 
-    if os.path.exists(out) and os.path.exists(scan) and os.path.samefile(out, scan):
+    if out.exists() and os.path.exists(scan) and out.samefile(scan):
         raise UsageError(f"{printable(str(out))}: is the scan itself", "Name another file with --out")
     reading = ReadOptions(window, any_modality)
     manifest = Bundle.open(model).manifest
