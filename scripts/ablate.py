@@ -2,8 +2,8 @@
 
     python -m scripts.ablate no-lesions --data DIR --out FOLDER --cv sources --seed 1
 
-FOLDER/crossval.json is a record as a cross-validation writes it, with the key ``change``. All trainings are single
-runs, also those of ``unchanged``, with which ``make evidence`` compares the others. Repeating the command continues.
+FOLDER/crossval.json is a record as a cross-validation writes it, with the key ``change``. ``make evidence`` compares it
+with the record of the unchanged recipe for the same seed. Repeating the command continues.
 """
 
 from __future__ import annotations
@@ -30,22 +30,20 @@ class Change:
     schedule: dict[str, Any]
 
     def apply(self, recipe: RecipeSpec) -> RecipeSpec:
-        """Return the recipe with the change, in a single run. Raises ClickException if it would change nothing."""
+        """Return the recipe with the change. Raises ClickException if it would change nothing."""
         if not isinstance(recipe.schedule, FineTuning):
             raise click.ClickException(f"recipe {recipe.name!r} is not fine-tuned on views of scans")
-        single = replace(recipe, schedule=replace(recipe.schedule, runs=1))
         changed = replace(
-            single,
-            transforms=replace(single.scan_views, **self.views),
-            schedule=replace(single.schedule, **self.schedule),
+            recipe,
+            transforms=replace(recipe.scan_views, **self.views),
+            schedule=replace(recipe.schedule, **self.schedule),
         )
-        if (self.views or self.schedule) and changed == single:
+        if changed == recipe:
             raise click.ClickException(f"recipe {recipe.name!r} has no such part: {self.name}")
         return changed
 
 
 CHANGES = {
-    "unchanged": Change("unchanged", {}, {}),
     "no-lesions": Change("no drawn lesions", {"lesion_probability": 0.0}, {}),
     "no-gray-matching": Change("no matched gray levels", {"histogram_probability": 0.0}, {}),
     "no-filters": Change("no random filters", {"filter_probability": 0.0}, {}),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mri_edge.authoring.intervals import wilson_interval, with_interval
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.inference.prediction import NOTICE
-from mri_edge.train.evaluation.crossval_figures import SENSITIVITY, BinaryAnswers, mean_difference
+from mri_edge.train.evaluation.crossval_figures import SENSITIVITY, BinaryAnswers, mean_difference, mean_figures
 from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages
 from mri_edge.train.reports.tables import NAMES, interval
 
@@ -39,8 +39,7 @@ _AT_SENSITIVITY = f"false positive rate at {SENSITIVITY:g} sensitivity"
 _FIGURES = NAMES | {"false_positive_rate_at_sensitivity": _AT_SENSITIVITY}
 _MAIN = ("auc", "sensitivity", "specificity")
 _COMPARED = {"auc": "AUC", "specificity": f"specificity at {SENSITIVITY:g} sensitivity", "accuracy": "accuracy"}
-_UNCHANGED = "unchanged"  # the record of an ablation in which nothing is
-_ABLATED = ("change", "held out", "tested on", "recipe", "runs")
+_ABLATED = ("change", "held out", "tested on", "recipe")
 _OF_LABEL = ("sensitivity", "precision", "f1", "auc")
 _HELD_OUT = (
     "whole sources",
@@ -109,11 +108,6 @@ class Study:
         recipe = f"{self.record['recipe']}{self.seed}"
         return f"{recipe}, {model}" if len(self.models) > 1 else recipe
 
-    @property
-    def runs(self) -> int:
-        """Number of trainings of which each model is the mean."""
-        return int(self.record["schedule"].get("runs", 1))
-
     def has_images_of(self, other: Study) -> bool:
         """Whether both held out the same parts of the same images."""
         return self.rank == other.rank and self.record["images"]["sha256"] == other.record["images"]["sha256"]
@@ -164,8 +158,9 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         _studies(root, "crossval"),
         key=lambda study: (study.rank, study.record["recipe"] != _LEADING, study.record["seed"], study.file),
     )
-    two = [study for study in studies if study.record["positive"] is not None]
-    several = [study for study in studies if study.record["positive"] is None]
+    every_two = [study for study in studies if study.record["positive"] is not None]
+    every_several = [study for study in studies if study.record["positive"] is None]
+    two, several = _first_seeds(every_two), _first_seeds(every_several)
     ablations = _studies(root, "ablation")
     folders = sorted((path.parent for path in root.glob("runtime/models/*/metrics.json")), reverse=True)
     folders.sort(key=lambda folder: folder.name != DEFAULT_MODEL)
@@ -181,7 +176,8 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     page = environment.get_template("evidence.md.jinja").render(
         notice=NOTICE,
         lead=_lead(two),
-        compared=_compared(two),
+        seeds=_seeds(every_two),
+        compared=_compared(every_two),
         alone=_alone(two),
         leading=_LEADING,
         reference=_REFERENCE,
@@ -203,13 +199,14 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         parity=_parity(bundles),
         runs=_runs(root / "docs" / "evidence" / "runs.json"),
         several=[{"title": study.title, "facts": study.facts(), "tables": _label_tables(study)} for study in several],
-        contributions=_contributions(ablations, two),
+        seeds_of_several=_seeds_of_several(every_several),
+        contributions=_contributions(ablations, every_two),
         ablations=_ablations(ablations),
         methods=_methods([*studies, *ablations]),
     )
     before, _, rest = (root / README).read_text(encoding="utf-8").partition(f"{BEGIN}\n")
     after = rest.partition(END)[2]
-    summary = "\n\n".join(text for text in (_models(bundles), _held_out_list(two)) if text)
+    summary = "\n\n".join(text for text in (_models(bundles), _held_out_list(every_two)) if text)
     return {PAGE: page, README: f"{before}{BEGIN}\n{summary}\n{END}{after}"}
 
 
@@ -218,12 +215,20 @@ def _studies(root: Path, folder: str) -> list[Study]:
     return [Study(path.relative_to(root / "docs").as_posix(), json.loads(path.read_bytes())) for path in paths]
 
 
+def _first_seeds(studies: Sequence[Study]) -> list[Study]:
+    """Return one study of each recipe and of each way to hold out, that of its lowest seed."""
+    found: dict[tuple[str, int], Study] = {}
+    for study in sorted(studies, key=lambda study: study.record["seed"]):
+        found.setdefault((study.record["recipe"], study.rank), study)
+    return [study for study in studies if study in found.values()]
+
+
 def _bundle(folder: Path) -> dict[str, Any]:
     return {name: json.loads((folder / f"{name}.json").read_bytes()) for name in ("manifest", "metrics", "parity")}
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """Return the recorded command, or one that makes such a record if the record was made in several runs."""
+    """Return the recorded command, or one that makes such a record if several commands made it."""
     recorded = str(record.get("creation", {}).get("command", ""))
     if "--cv" in recorded:
         # Some records name no recipe here, because a folder with its name made it look like a path.
@@ -234,8 +239,7 @@ def _command(record: Mapping[str, Any]) -> str:
 
 
 def _length(schedule: Mapping[str, Any]) -> str:
-    length = next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
-    return f"{length} in each of {schedule['runs']} runs" if "runs" in schedule else length
+    return next(f"{schedule[unit]:,} {unit}" for unit in ("steps", "epochs") if unit in schedule)
 
 
 def _folds(record: Mapping[str, Any]) -> str:
@@ -270,16 +274,56 @@ def _lead(studies: Sequence[Study]) -> str:
 def _compared(studies: Sequence[Study]) -> str:
     """Return the paired differences between the recipes of the default model and of vgg16, on the same images."""
     rows = []
-    for study, other in product(studies, studies):
-        recipes = study.record["recipe"], other.record["recipe"]
-        if recipes != (_LEADING, _REFERENCE) or study.rank > 1 or not study.has_images_of(other):
+    for other in studies:
+        ours = [
+            study
+            for study in studies
+            if study.record["recipe"] == _LEADING and study.rank < 2 and study.has_images_of(other)
+        ]
+        if not ours or other.record["recipe"] != _REFERENCE:
             continue
-        images = ScoredImages.of(study.record)
-        for tested, chosen in _tested_rows(study, images).items():
-            pair = _answers(study, chosen), _answers(other, chosen)
-            found = mean_difference(images.label[chosen] == study.record["positive"], [pair], images.group[chosen])
-            rows.append((study.held_out, f"{tested}{study.seed}", *(_signed(found[name]) for name in _COMPARED)))
+        images = ScoredImages.of(other.record)
+        for tested, chosen in _tested_rows(other, images).items():
+            pairs = [(_answers(study, chosen), _answers(other, chosen)) for study in ours]
+            found = mean_difference(images.label[chosen] == other.record["positive"], pairs, images.group[chosen])
+            rows.append((other.held_out, tested, *(_signed(found[name]) for name in _COMPARED)))
     return _table(("held out", "tested on", *_COMPARED.values()), rows, text=2) if rows else ""
+
+
+def _of_several_seeds(studies: Iterable[Study]) -> list[list[Study]]:
+    """Return the studies that differ in nothing but their seeds, in groups of two or more."""
+    found: dict[tuple[str, int, tuple[str, ...]], list[Study]] = {}
+    for study in studies:
+        if len(study.models) == 1:
+            key = study.record["recipe"], study.rank, tuple(study.record["images"]["sha256"])
+            found.setdefault(key, []).append(study)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _seeds(studies: Sequence[Study]) -> str:
+    """Return the mean over the seeds, with its interval, and the AUC of each seed."""
+    rows = []
+    for group in _of_several_seeds(studies):
+        for tested, mean in _means_of_seeds(group).items():
+            seeds = ", ".join(str(study.record["seed"]) for study in group)
+            each = ", ".join(f"{_auc(study, tested):.3f}" for study in group)
+            means = (interval(mean[key]) for key in _COMPARED)
+            rows.append((group[0].held_out, tested, group[0].record["recipe"], seeds, *means, each))
+    heads = ("held out", "tested on", "recipe", "seeds", *_COMPARED.values(), "AUC of each seed")
+    return _table(heads, rows, text=4) if rows else ""
+
+
+def _means_of_seeds(group: Sequence[Study]) -> dict[str, dict[str, Any]]:
+    """Return the figures of ``_COMPARED``, mean of the seeds, by what was tested."""
+    images = ScoredImages.of(group[0].record)
+    return {
+        tested: mean_figures(
+            images.label[chosen] == group[0].record["positive"],
+            [_answers(study, chosen) for study in group],
+            images.group[chosen],
+        )
+        for tested, chosen in _tested_rows(group[0], images).items()
+    }
 
 
 def _tested_rows(study: Study, images: ScoredImages) -> dict[str, NDArray[np.intp]]:
@@ -315,13 +359,20 @@ def _answers(study: Study, rows: NDArray[np.intp]) -> BinaryAnswers:
 
 def _held_out_list(studies: Sequence[Study]) -> str:
     """Return the AUC of the leading recipe's studies that hold out more than slices, as a list for README."""
-    found: dict[str, list[str]] = {}
-    for study, tested, model, figures in _rows_of(studies):
-        if study.rank < 2 and study.record["recipe"] == _LEADING and not study.seed:
-            subject = f"`{study.record['recipe']}`, {study.held_out} held out"
-            of = "" if len(study.models) == 1 else f" ({model})"
-            found.setdefault(f"{subject}{of}", []).append(f"{_value(figures, 'auc')} on {tested}")
-    return "\n".join(f"- {subject}: AUC {', '.join(values)}" for subject, values in found.items())
+    ours = [study for study in studies if study.rank < 2 and study.record["recipe"] == _LEADING]
+    several = {group[0].file: group for group in _of_several_seeds(ours)}
+    lines = []
+    for study in _first_seeds(ours):
+        group = several.get(study.file, [])
+        found = (
+            {tested: mean["auc"] for tested, mean in _means_of_seeds(group).items()}
+            if group
+            else {tested: figures["auc"] for tested, _, figures in study.tested()}
+        )
+        values = ", ".join(f"{interval(auc)} on {tested}" for tested, auc in found.items())
+        mean = f", mean of {len(group)} seeds" if group else ""
+        lines.append(f"- `{_LEADING}`, {study.held_out} held out: AUC {values}{mean}")
+    return "\n".join(lines)
 
 
 def _tables(study: Study) -> list[str]:
@@ -515,17 +566,26 @@ def _label_tables(study: Study) -> list[str]:
     return tables
 
 
+def _seeds_of_several(studies: Sequence[Study]) -> str:
+    keys = ("macro_auc", "accuracy")
+    rows = [
+        (study.held_out, study.record["recipe"], str(study.record["seed"]), *_values(figures, keys))
+        for group in _of_several_seeds(studies)
+        for study in group
+        for _, _, figures in study.tested()
+    ]
+    return _table(("held out", "recipe", "seed", *_names(keys)), rows, text=3) if rows else ""
+
+
 def _contributions(ablations: Sequence[Study], studies: Sequence[Study]) -> str:
     """Return the paired differences between changed and unchanged recipes, mean of all seeds that both have."""
-    unchanged = [*studies, *(study for study in ablations if study.record["change"] == _UNCHANGED)]
-    found: dict[tuple[str, str, int, int], list[tuple[Study, Study]]] = {}
-    for study, other in product(ablations, unchanged):
-        change, recipe = study.record["change"], study.record["recipe"]
-        same = all(study.record[key] == other.record[key] for key in ("recipe", "seed")) and study.runs == other.runs
-        if change != _UNCHANGED and same and study.has_images_of(other):
-            found.setdefault((change, recipe, study.runs, study.rank), []).append((study, other))
+    found: dict[tuple[str, str, int], list[tuple[Study, Study]]] = {}
+    for study, other in product(ablations, studies):
+        same = all(study.record[key] == other.record[key] for key in ("recipe", "seed"))
+        if same and study.has_images_of(other):
+            found.setdefault((study.record["change"], study.record["recipe"], study.rank), []).append((study, other))
     rows = []
-    for (change, recipe, runs, _), pairs in found.items():
+    for (change, recipe, _), pairs in found.items():
         study = pairs[0][0]
         images = ScoredImages.of(study.record)
         for tested, chosen in _tested_rows(study, images).items():
@@ -533,7 +593,7 @@ def _contributions(ablations: Sequence[Study], studies: Sequence[Study]) -> str:
             mean = mean_difference(images.label[chosen] == study.record["positive"], answers, images.group[chosen])
             of_seeds = [f"{_auc(changed, tested) - _auc(baseline, tested):+.3f}" for changed, baseline in pairs]
             differences = (_signed(mean[key]) for key in _COMPARED)
-            rows.append((change, study.held_out, tested, recipe, str(runs), *differences, ", ".join(of_seeds)))
+            rows.append((change, study.held_out, tested, recipe, *differences, ", ".join(of_seeds)))
     return _table((*_ABLATED, *_COMPARED.values(), "AUC of each seed"), rows, text=4)
 
 
@@ -549,7 +609,6 @@ def _ablations(studies: Iterable[Study]) -> str:
             study.held_out,
             tested,
             study.name(model),
-            str(study.runs),
             *_values(figures, keys),
             study.link,
         )

@@ -155,14 +155,39 @@ def test_default_model_is_compared_with_vgg16_on_the_same_images(root: Path) -> 
     assert "beside vgg16" not in build(root)[PAGE], "the images differ"
 
 
-def test_other_seeds_are_named_and_not_in_readme(root: Path) -> None:
-    add(root, "lite-sources", record(protocol="sources"))
-    before = build(root)[README]
-    add(root, "lite-sources-1", record(protocol="sources", seed=1, trained_with=1))
+def test_readme_and_page_give_the_mean_of_all_seeds(root: Path) -> None:
+    records = [record(protocol="sources", seed=seed, trained_with=seed) for seed in (0, 1)]
+    add(root, "lite-sources", records[0])
+    before = build(root)
+    assert "mean of" not in before[README]
+    assert "The seed changes the figures" not in before[PAGE]
+    add(root, "lite-sources-1", records[1])
     pages = build(root)
-    assert "### Recipe `lite`, seed 1, whole sources held out" in pages[PAGE]
-    assert "| whole sources | first | lite, seed 1 |" in pages[PAGE]
-    assert pages[README] == before
+    assert pages[PAGE].count("### Recipe `lite`") == 1
+    section = pages[PAGE].partition("The seed changes the figures")[2].partition("###")[0]
+    for source in ("first", "second"):
+        values = [found["by_source"][source]["model"]["auc"]["value"] for found in records]
+        each = ", ".join(f"{value:.3f}" for value in values)
+        [row] = [line for line in section.splitlines() if f"| {source} |" in line]
+        assert row.startswith(f"| whole sources | {source} | lite | 0, 1 |")
+        assert row.endswith(f"| {each} |")
+        auc = row.split("|")[5].strip()
+        mean, low, high = (float(number) for number in re.findall(r"[0-9.]+", auc))
+        assert mean == pytest.approx(np.mean(values), abs=6e-4)
+        assert low < mean < high
+        assert f"{auc} on {source}" in pages[README]
+    assert "mean of 2 seeds" in pages[README]
+
+
+def test_seeds_of_more_labels_have_a_table(root: Path) -> None:
+    for seed in (0, 1):
+        four = record(labels=("glioma", "meningioma", "no tumour", "pituitary"), seed=seed, trained_with=seed)
+        add(root, f"four-{seed}", four)
+    page = build(root)[PAGE]
+    [row] = [line for line in page.splitlines() if f"| {RECIPE} | 1 |" in line]
+    macro = four["pooled"]["model"]["macro_auc"]
+    assert with_interval(macro["value"], macro["low"], macro["high"]) in row
+    assert page.count("4 labels, slices held out") == 1
 
 
 def test_teacher_with_a_record_of_its_own_is_listed_once(root: Path) -> None:
@@ -209,16 +234,14 @@ def test_part_of_a_recipe_is_measured_by_the_mean_difference_of_seeds_on_the_sam
     baselines = {seed: record(protocol="sources", seed=seed, trained_with=seed) for seed in (0, 1)}
     changed = {seed: record(protocol="sources", seed=seed + 10, trained_with=seed) for seed in (0, 1, 2)}
     for seed, content in baselines.items():
-        add(root, f"base-{seed}", content | {"change": "unchanged"}, folder="ablation")
+        add(root, f"base-{seed}", content)
     for seed, content in changed.items():  # nothing to compare seed 2 with
         add(root, f"no-lesions-{seed}", content | {"change": "no drawn lesions"}, folder="ablation")
-    three_runs = {"change": "no filters", "schedule": {"steps": 1240, "runs": 3}}
-    add(root, "other-runs", record(protocol="sources", seed=5) | three_runs, folder="ablation")
     page = build(root)[PAGE]
-    section = page[page.index("Changed minus unchanged") : page.index('or with "unchanged"')]
+    section = page[page.index("Changed minus unchanged") : page.index("The figures of each record")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
-    assert [row[:5] for row in rows[2:]] == [
-        ["no drawn lesions", "whole sources", source, RECIPE, "1"] for source in ("first", "second")
+    assert [row[:4] for row in rows[2:]] == [
+        ["no drawn lesions", "whole sources", source, RECIPE] for source in ("first", "second")
     ]
     for row in rows[2:]:
         values = [
@@ -227,16 +250,7 @@ def test_part_of_a_recipe_is_measured_by_the_mean_difference_of_seeds_on_the_sam
             for seed, figures in changed.items()
             if seed in baselines
         ]
-        assert row[8] == ", ".join(f"{value:+.3f}" for value in values)
-        mean, low, high = (float(number) for number in re.findall(r"[+-][0-9.]+", row[5]))
+        assert row[7] == ", ".join(f"{value:+.3f}" for value in values)
+        mean, low, high = (float(number) for number in re.findall(r"[+-][0-9.]+", row[4]))
         assert mean == pytest.approx(np.mean(values), abs=6e-4)
         assert low <= mean <= high
-
-
-def test_unchanged_recipe_of_several_runs_is_that_of_the_main_tables(root: Path) -> None:
-    three_runs = {"schedule": {"steps": 1240, "runs": 3}}
-    add(root, "lite-sources", record(protocol="sources") | three_runs)
-    add(root, "unfiltered", record(protocol="sources") | three_runs | {"change": "no filters"}, folder="ablation")
-    page = build(root)[PAGE]
-    nothing = "+0.000 (+0.000 to +0.000)"
-    assert f"| no filters | whole sources | first | {RECIPE} | 3 | {nothing} | {nothing} | {nothing} | +0.000 |" in page

@@ -105,7 +105,6 @@ def schedule_of(recipe: RecipeSpec) -> dict[str, Any]:
             "weight_decay": schedule.weight_decay,
             "largest_gradient": schedule.largest_gradient,
             "averaging": schedule.averaging,
-            **({"runs": schedule.runs} if schedule.runs > 1 else {}),
             **({"initial_share": schedule.initial_share} if schedule.initial_share else {}),
         }
     return {
@@ -159,20 +158,30 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
     backbone = find_backbone(recipe.backbone)
     classes = len(job.labels.names)
     precision = fast_precision(backbone)
-    runs = [_fine_tune_once(job, recipe, schedule, run, precision) for run in range(schedule.runs)]
+    working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
+    initial = working.backbone.get_weights()
+    with step_progress(job.label or "fine-tuning", first=schedule.warmup_steps, every=schedule.epoch_steps) as report:
+        losses = finetune(
+            working.whole,
+            working.backbone,
+            schedule,
+            _batch_maker(job, recipe, schedule),
+            report,
+            stages=backbone.stages,
+            checkpoint=job.checkpoint,
+        )
+    if kept := schedule.initial_share:
+        pairs = zip(working.backbone.get_weights(), initial, strict=True)
+        working.backbone.set_weights([(1 - kept) * tuned + kept * before for tuned, before in pairs])
     # Copy the weights to a network that computes in float32, which is exported.
     network = build_in_precision(None, recipe, classes, job.seed, "float32")
-    network.whole.set_weights([np.mean(arrays, axis=0) for arrays in zip(*(run.weights for run in runs), strict=True)])
-    quick = build_in_precision(job.weights, recipe, classes, job.seed, precision)
-    if kept := schedule.initial_share:
-        pairs = zip(network.backbone.get_weights(), quick.backbone.get_weights(), strict=True)
-        network.backbone.set_weights([(1 - kept) * tuned + kept * initial for tuned, initial in pairs])
+    network.whole.set_weights(working.whole.get_weights())
     policy = recipe.calibration or Calibration()
     temperature, threshold = calibrate(network, job, recipe.preprocessing, policy)
-    quick.whole.set_weights(network.whole.get_weights())
+    working.whole.set_weights(network.whole.get_weights())
     return Trained(
         network,
-        quick,
+        working,
         temperature,
         threshold,
         {
@@ -183,29 +192,15 @@ def _fine_tune(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Trained:
             "label_smoothing": schedule.label_smoothing,
             "drawn_lesion_share": recipe.scan_views.lesion_probability if classes == 2 else 0,
             **({"filtered_share": share} if (share := recipe.scan_views.filter_probability) else {}),
-            "loss_by_epoch": np.mean([_means(run.losses, schedule.epoch_steps) for run in runs], axis=0).tolist(),
+            "loss_by_epoch": _means(losses, schedule.epoch_steps),
             **_calibration_facts(job, policy, temperature),
         },
     )
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The end of one fine-tuning: the weights, and the loss of each step."""
-
-    weights: list[NDArray[np.float32]]
-    losses: list[float]
-
-
-def _fine_tune_once(job: Job, recipe: RecipeSpec, schedule: FineTuning, run: int, precision: str) -> _Run:
-    """Fine-tune from the same initial weights in every ``run``, 0, 1, …, with other views in another order."""
-    label, checkpoint, classes = job.label or "fine-tuning", job.checkpoint, len(job.labels.names)
-    if schedule.runs > 1:
-        label += f", run {run + 1}/{schedule.runs}"
-        checkpoint = checkpoint and checkpoint.with_stem(f"{checkpoint.stem}-{run + 1}")
-    working = build_in_precision(job.weights, recipe, classes, job.seed, precision)
-    seeded = dataclasses.replace(job, seed=job.seed + run)
-    views_of = _view_maker(seeded, recipe, schedule.warmup_steps + schedule.steps)
+def _batch_maker(job: Job, recipe: RecipeSpec, schedule: FineTuning) -> Callable[[int], Batch]:
+    views_of = _view_maker(job, recipe, schedule.warmup_steps + schedule.steps)
+    classes = len(job.labels.names)
 
     def make_batch(step: int) -> Batch:
         views, label = views_of(step)
@@ -213,17 +208,7 @@ def _fine_tune_once(job: Job, recipe: RecipeSpec, schedule: FineTuning, run: int
         targets[np.arange(len(label)), label] += 1 - schedule.label_smoothing
         return recipe.preprocessing.normalize(views[..., None].repeat(3, axis=-1)), targets
 
-    with step_progress(label, first=schedule.warmup_steps, every=schedule.epoch_steps) as report:
-        losses = finetune(
-            working.whole,
-            working.backbone,
-            schedule,
-            make_batch,
-            report,
-            stages=find_backbone(recipe.backbone).stages,
-            checkpoint=checkpoint,
-        )
-    return _Run(working.whole.get_weights(), losses)
+    return make_batch
 
 
 def _view_maker(job: Job, recipe: RecipeSpec, steps: int) -> ViewsOf:

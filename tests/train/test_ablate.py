@@ -21,11 +21,10 @@ from mri_edge.train.recipes.robust import ROBUST
 from scripts import ablate
 
 
-@pytest.mark.parametrize("name", [name for name in ablate.CHANGES if name != "unchanged"])
+@pytest.mark.parametrize("name", ablate.CHANGES)
 def test_change_replaces_one_part_of_the_recipe(name: str) -> None:
-    recipe, single = ablate.CHANGES[name].apply(LITE), ablate.CHANGES["unchanged"].apply(LITE)
-    assert single == dataclasses.replace(LITE, schedule=dataclasses.replace(LITE.schedule, runs=1))
-    fields = dataclasses.asdict(recipe), dataclasses.asdict(single)
+    recipe = ablate.CHANGES[name].apply(LITE)
+    fields = dataclasses.asdict(recipe), dataclasses.asdict(LITE)
     changed = [
         key
         for part in ("transforms", "schedule")

@@ -384,84 +384,42 @@ def trained_on(collection, roles, recipe, labels=TWO, store=None, **changes):
     return training.train_model(job, dataclasses.replace(recipe, schedule=schedule))
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    """Collect the weights at the start and at the end of each fine-tuning, and the pictures of its first batch."""
-    found = []
-    real = training.finetune
-
-    def finetune(network, backbone, schedule, make_batch, *arguments, **options):
-        start, batch = network.get_weights(), make_batch(0)[0]
-        losses = real(network, backbone, schedule, make_batch, *arguments, **options)
-        found.append((start, batch, network.get_weights()))
-        return losses
-
-    monkeypatch.setattr(training, "finetune", finetune)
-    return found
-
-
 def same(left, right):
     return all(np.array_equal(*pair) for pair in zip(left, right, strict=True))
 
 
-def test_weights_are_the_mean_of_runs_from_the_same_start_with_other_views(
-    two_layers, collection, roles, tiny_recipe, runs
-):
-    trained = trained_on(collection, roles, tiny_recipe, runs=3)
-    assert len(runs) == 3
-    for start, batch, end in runs[1:]:
-        assert same(start, runs[0][0])
-        assert not np.array_equal(batch, runs[0][1])
-        assert not same(end, runs[0][2])
-    means = [np.mean(arrays, axis=0) for arrays in zip(*(end for _, _, end in runs), strict=True)]
-    # The temperature divides the last layer.
-    for found, expected in zip(trained.network.whole.get_weights()[:-2], means[:-2], strict=True):
-        np.testing.assert_array_equal(found, expected)
-    for found, expected in zip(trained.network.whole.get_weights()[-2:], means[-2:], strict=True):
-        np.testing.assert_allclose(found * trained.temperature, expected, rtol=1e-5)
-    assert trained.details["plan"]["runs"] == 3
+def test_a_share_of_the_backbone_keeps_its_initial_weights(two_layers, collection, roles, tiny_recipe, monkeypatch):
+    ends = []
+    real = training.finetune
 
+    def finetune(network, *arguments, **options):
+        ends.append(network.get_weights())
+        losses = real(network, *arguments, **options)
+        ends.append(network.get_weights())
+        return losses
 
-def test_a_share_of_the_backbone_keeps_its_initial_weights(two_layers, collection, roles, tiny_recipe, runs):
-    trained = trained_on(collection, roles, tiny_recipe, runs=2, initial_share=0.25)
-    (initial, _, first), (_, _, second) = runs
+    monkeypatch.setattr(training, "finetune", finetune)
+    trained = trained_on(collection, roles, tiny_recipe, initial_share=0.25)
+    initial, tuned = ends
     backbone = len(trained.network.backbone.get_weights())
     assert 0 < backbone < len(initial)
-    assert not same(initial[:backbone], first[:backbone])
-    for found, start, *ends in list(zip(trained.network.whole.get_weights(), initial, first, second, strict=True))[
-        :backbone
-    ]:
-        np.testing.assert_allclose(found, 0.25 * start + 0.75 * np.mean(ends, axis=0), rtol=1e-5, atol=1e-7)
+    assert not same(initial[:backbone], tuned[:backbone])
+    found = trained.network.whole.get_weights()
+    for array, start, end in zip(found[:backbone], initial[:backbone], tuned[:backbone], strict=True):
+        np.testing.assert_allclose(array, 0.25 * start + 0.75 * end, rtol=1e-5, atol=1e-7)
     # The head keeps no share. The temperature divides its last layer.
-    for found, *ends in list(zip(trained.network.whole.get_weights(), first, second, strict=True))[-2:]:
-        np.testing.assert_allclose(found * trained.temperature, np.mean(ends, axis=0), rtol=1e-5)
-    assert same(trained.quick.whole.get_weights(), trained.network.whole.get_weights())
+    for array, end in zip(found[-2:], tuned[-2:], strict=True):
+        np.testing.assert_allclose(array * trained.temperature, end, rtol=1e-5)
+    assert same(trained.quick.whole.get_weights(), found)
     assert trained.details["plan"]["initial_share"] == 0.25
 
 
-@pytest.mark.parametrize("ended", [1, 2])
-def test_runs_that_have_ended_are_not_trained_again(
-    two_layers, collection, roles, tiny_recipe, runs, tmp_path, monkeypatch, ended
-):
-    whole = trained_on(collection, roles, tiny_recipe, runs=2)
-    real = training.finetune
-
-    def interrupted(*arguments, **options):
-        if len(runs) == 2 + ended:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "finetune", interrupted)
-        if ended < 2:
-            with pytest.raises(KeyboardInterrupt):
-                trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
-        else:
-            trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
+def test_a_training_that_has_ended_is_not_repeated(two_layers, collection, roles, tiny_recipe, tmp_path, monkeypatch):
+    whole = trained_on(collection, roles, tiny_recipe, store=tmp_path, initial_share=0.25)
     steps = []
     monkeypatch.setattr(keras.Model, "train_on_batch", counting(keras.Model.train_on_batch, steps))
-    resumed = trained_on(collection, roles, tiny_recipe, runs=2, store=tmp_path)
-    assert len(steps) == (2 - ended) * (4 + 30)
+    resumed = trained_on(collection, roles, tiny_recipe, store=tmp_path, initial_share=0.25)
+    assert not steps
     assert same(whole.network.whole.get_weights(), resumed.network.whole.get_weights())
 
 

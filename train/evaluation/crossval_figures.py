@@ -272,12 +272,10 @@ def _minus_teacher_over_labels(images: ScoredImages, rows: Indices, student: str
     return _paired(differences, label, images.group[rows])
 
 
-def _paired(
-    differences: Callable[[Weights], Figures], strata: NDArray[Any], group: Indices
-) -> dict[str, dict[str, Any]]:
-    """Return differences between two models with the percentile intervals of resamples that both models share."""
-    found = {name: values[0] for name, values in differences(np.ones((1, len(strata)))).items()}
-    resampled = bootstrap(differences, strata, group)
+def _paired(measure: Callable[[Weights], Figures], strata: NDArray[Any], group: Indices) -> dict[str, dict[str, Any]]:
+    """Return figures of several models with the percentile intervals of resamples that all models share."""
+    found = {name: values[0] for name, values in measure(np.ones((1, len(strata)))).items()}
+    resampled = bootstrap(measure, strata, group)
     return {
         name: asdict(percentile(value, resampled[name], len(strata), GROUP_BOOTSTRAP)) for name, value in found.items()
     }
@@ -371,6 +369,16 @@ def mean_difference(
         return {name: np.mean([ours[name] - theirs[name] for ours, theirs in parts], axis=0) for name in parts[0][0]}
 
     return _paired(differences, is_positive, group)
+
+
+def mean_figures(is_positive: Flags, answers: Sequence[BinaryAnswers], group: Indices) -> dict[str, dict[str, Any]]:
+    """Return the metrics of ``mean_difference``, mean of several models, with intervals of the same resamples."""
+
+    def means(weights: Weights) -> Figures:
+        parts = [_paired_figures(is_positive, each, weights) for each in answers]
+        return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+
+    return _paired(means, is_positive, group)
 
 
 def _paired_figures(

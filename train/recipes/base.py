@@ -119,9 +119,6 @@ class FineTuning(Schedule):
         the result.
     label_smoothing
         Fraction of the target probability that is spread evenly over all classes.
-    runs
-        Fine-tunings from the same initial weights with other views, of which the weights are averaged: a "model soup"
-        (Wortsman et al. 2022, arXiv 2203.05482).
     initial_share
         Share of the backbone's initial weights in the result, next to the fine-tuned ones: "WiSE-FT" (Wortsman et al.
         2022, arXiv 2109.01903). Features from before the fine-tuning depend less on the sources.
@@ -136,7 +133,6 @@ class FineTuning(Schedule):
     largest_gradient: float
     averaging: float
     label_smoothing: float
-    runs: int = 1
     initial_share: float = 0.0
 
     @property

@@ -3,8 +3,8 @@
 Balance of classes and sources, averaging and calibration are those of the robust recipe. It differs in its backbone,
 which has a seventh of the weights and an eighteenth of the multiplications, and in that the device frames the head and
 resizes with antialiasing. The first stages are frozen, because they did not improve with training and take most of its
-time. Three parts rank scans of an unseen source better: random filters in some of the views, the mean of the weights of
-three runs, and a share of the weights from before the fine-tuning.
+time. Two parts rank scans of an unseen source better: random filters in some of the views, and a share of the weights
+from before the fine-tuning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ LITE = RecipeSpec(
         largest_gradient=1.0,
         averaging=0.99,
         label_smoothing=0.1,
-        runs=3,
         initial_share=0.2,
     ),
     split=SplitPolicy(("reference", "grouped"), keep_apart=True, validation_folds=8),
