@@ -555,3 +555,27 @@ def test_first_picture_of_several_in_one_jpeg_is_read(tmp_path: Path) -> None:
     with Image.open(path) as opened:
         assert opened.format == "MPO"
         assert np.array_equal(picture.load(path), np.asarray(opened))
+
+
+def _several(kind: str, count: int) -> bytes:
+    pages = [Image.new("L", (120, 110), color=50 * number) for number in range(count)]
+    return _encoded(pages[0], kind, save_all=True, append_images=pages[1:])
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG", "MPO"])
+def test_a_file_of_several_pictures_gets_a_warning(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan"
+    for count in (1, 2, 3):
+        path.write_bytes(_several(kind, count))
+        for source in (path, path.read_bytes()):
+            (frame,) = picture.read(source)
+            assert [warning.code for warning in frame.warnings] == ["several_pictures"] * (count > 1)
+            assert frame.pixels.max() == 0  # the first one
+
+
+def test_a_gif_that_is_damaged_after_its_first_picture_is_read() -> None:
+    first = _several("GIF", 1)
+    second = _several("GIF", 2).removeprefix(first[:-1])
+    for length in range(len(second)):
+        (frame,) = picture.read(first[:-1] + second[:length])
+        assert np.array_equal(frame.pixels, picture.load(first))

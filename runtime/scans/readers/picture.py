@@ -7,6 +7,7 @@ import io
 import os
 import re
 import stat
+import struct
 from typing import BinaryIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from mri_edge.errors import InputError
+from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.files import open_scan, out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, source_name
 from mri_edge.scans.options import DEFAULT, ReadOptions
@@ -38,6 +40,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", "
 # Pillow knows many more formats, each a parser that hostile files could reach.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _FORMAT_NAMES = "PNG, JPEG, BMP, TIFF, WebP, GIF or PPM"
+
+_SEVERAL = ResultWarning("several_pictures", "holds several pictures: only the first was read")
 
 _MAX_STREAM = 4 * MAX_PIXELS  # bytes
 
@@ -75,15 +79,16 @@ def recognizes(head: bytes, path: str) -> bool:
 
 
 def read(source: Source, options: ReadOptions = DEFAULT) -> tuple[Frame]:
-    """Read the first frame. Its values are a picture already, so no option applies. Errors as for ``load``."""
-    return (Frame(load(source), source_name(source)),)
+    """Read the first picture, with a warning if the file holds more. No option applies. Errors as for ``load``."""
+    pixels, several = _load(source)
+    return (Frame(pixels, source_name(source), warnings=(_SEVERAL,) if several else ()),)
 
 
 def load(source: Source) -> Pixels:
     """Decode to uint8 (H, W, 3) RGB.
 
     EXIF rotation is applied. Palettes are resolved and CMYK becomes RGB. Alpha is dropped; with associated alpha the
-    colors are taken as they are stored. Of 16 bits the upper byte is kept. Only the first of several frames is read.
+    colors are taken as they are stored. Of 16 bits the upper byte is kept. Only the first picture of a file is read.
     OpenCV's ``imread`` does the same where it reads such files. A gray picture is a view that shows one channel three
     times; a rotated picture is a view as well.
 
@@ -96,8 +101,8 @@ def load(source: Source) -> Pixels:
     Parameters
     ----------
     source
-        A path, the bytes of a file, a Pillow image, or an array: uint8 or uint16, (H, W), (H, W, 1), (H, W, 3) RGB or
-        (H, W, 4) RGBA.
+        A path, the bytes of a file, a Pillow image, of which the current frame is read, or an array: uint8 or uint16,
+        (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA.
 
     Raises
     ------
@@ -105,10 +110,7 @@ def load(source: Source) -> Pixels:
         ``code`` is "missing", "not_a_file", "damaged", "unsupported", "too_large" (with ``value`` and ``limit``),
         "out_of_memory" or "unreadable".
     """
-    try:
-        return _load(source)
-    except MemoryError as error:
-        raise out_of_memory(_display_name(source)) from error
+    return _load(source)[0]
 
 
 def _display_name(source: Source) -> str:
@@ -119,12 +121,20 @@ def _display_name(source: Source) -> str:
     return "image" if isinstance(source, Image.Image) else f"{len(source)} bytes"
 
 
-def _load(source: Source) -> Pixels:
+def _load(source: Source) -> tuple[Pixels, bool]:
+    """Return the pixels, and whether the file holds more pictures. Errors as for ``load``."""
+    try:
+        return _decode(source)
+    except MemoryError as error:
+        raise out_of_memory(_display_name(source)) from error
+
+
+def _decode(source: Source) -> tuple[Pixels, bool]:
     if isinstance(source, np.ndarray):
-        return pixels_of_array(source, "array")
+        return pixels_of_array(source, "array"), False
     if isinstance(source, Image.Image):
         with decoding:
-            return pixels_of_image(source, "image")
+            return pixels_of_image(source, "image"), False
     if isinstance(source, bytes | bytearray | memoryview):
         return _from_file(io.BytesIO(source), _display_name(source), len(source))
     if not isinstance(source, str | os.PathLike):
@@ -153,7 +163,7 @@ def _load(source: Source) -> Pixels:
         raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
+def _from_file(file: BinaryIO, name: str, size: int) -> tuple[Pixels, bool]:
     if size == 0:
         raise InputError(f"{name}: the file is empty (0 bytes)", "Copy it again", code="damaged")
     head = file.read(64)
@@ -186,7 +196,8 @@ def _from_file(file: BinaryIO, name: str, size: int) -> Pixels:
             file.allow_whole_file()
         with image:
             try:
-                return pixels_of_image(image, name, kind, opened=True)
+                several = _holds_several(image)  # before decoding, which may close it
+                return pixels_of_image(image, name, kind, opened=True), several
             except InputError as error:
                 kind_name = unsupported_kind(file, head) if error.code == "damaged" else None
                 raise unsupported(name, kind_name) if kind_name else error from error.__cause__
@@ -200,6 +211,16 @@ def _open(file: BinaryIO, head: bytes) -> Image.Image:
         return JpegImageFile(file)
     except SyntaxError as error:
         raise UnidentifiedImageError from error
+
+
+def _holds_several(image: Image.Image) -> bool:
+    """Whether a file that was just opened holds more pictures than the first. They are not counted: that takes time."""
+    if image.format == "JPEG":
+        return "mp" in image.info  # the list of the pictures in a file of a camera (MPO)
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except (IndexError, struct.error):  # a GIF that is damaged after its first picture
+        return False
 
 
 def _unidentified(file: BinaryIO, head: bytes, name: str) -> InputError:
