@@ -121,7 +121,10 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Release memory and threads. The engine must not be used afterwards; a second call has no effect."""
+        """Release memory and threads; a second call has no effect.
+
+        Another thread may run the engine meanwhile: its run ends as usual or raises EngineError, as every later one.
+        """
         ...
 
 
@@ -323,6 +326,16 @@ def empty_outputs(outputs: Sequence[TensorSpec], names: Sequence[str]) -> Output
     """Return some outputs for an empty batch, which some engines refuse: float32 (0, …) each."""
     shapes = {spec.name: spec.shape for spec in outputs}
     return {name: np.empty((0, *(size or 0 for size in shapes[name][1:])), np.float32) for name in names}
+
+
+def unless_closed(opened: Any) -> Any:
+    """Return the library's object that an engine runs. Raises EngineError if ``close`` has replaced it by None.
+
+    A run keeps the returned reference, so that ``close`` in another thread does not end it halfway.
+    """
+    if opened is None:
+        raise EngineError("this engine is closed", "Open it again")
+    return opened
 
 
 def _describe(specs: Sequence[TensorSpec]) -> str:

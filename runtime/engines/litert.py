@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 from mri_edge.bundles.manifest import Quantization, TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
+from . import (
+    Batch,
+    ModelFile,
+    Outputs,
+    Probabilities,
+    check_batch,
+    check_cpu_only,
+    check_model,
+    empty_outputs,
+    unless_closed,
+)
 
 NAME = "litert"
 SUFFIXES = (".tflite",)
@@ -80,8 +90,9 @@ class LiteRTEngine:
             return empty_outputs(self.outputs, names)
         parts = [batch] if self.input.shape[0] is None else np.split(batch, len(batch))
         with self._lock:
+            interpreter = unless_closed(self._interpreter)
             try:
-                results = [self._invoke(part) for part in parts]
+                results = [self._invoke(interpreter, part) for part in parts]
             except (ValueError, RuntimeError) as error:
                 self._batch = 0  # the interpreter may be half resized: allocate again next time
                 raise EngineError(f"LiteRT failed on a batch of {len(batch)}: {error}") from error
@@ -89,16 +100,16 @@ class LiteRTEngine:
         outputs = {spec.name: column for spec, column in zip(self.outputs, columns, strict=True)}
         return {name: outputs[name] for name in names}
 
-    def _invoke(self, batch: Batch) -> list[NDArray[np.float32]]:
+    def _invoke(self, interpreter: Any, batch: Batch) -> list[NDArray[np.float32]]:
         """Run one batch. Returns the outputs in their order."""
         if len(batch) != self._batch:
-            self._interpreter.resize_tensor_input(self._input_index, batch.shape)
-            self._interpreter.allocate_tensors()
+            interpreter.resize_tensor_input(self._input_index, batch.shape)
+            interpreter.allocate_tensors()
             self._batch = len(batch)
-        self._interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
-        self._interpreter.invoke()
+        interpreter.set_tensor(self._input_index, np.ascontiguousarray(batch))
+        interpreter.invoke()
         return [
-            _values(self._interpreter.get_tensor(index), spec)
+            _values(interpreter.get_tensor(index), spec)
             for index, spec in zip(self._output_indices, self.outputs, strict=True)
         ]
 

@@ -13,7 +13,17 @@ import numpy as np
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
+from . import (
+    Batch,
+    ModelFile,
+    Outputs,
+    Probabilities,
+    check_batch,
+    check_cpu_only,
+    check_model,
+    empty_outputs,
+    unless_closed,
+)
 
 NAME = "ncnn"
 SUFFIXES = (".ncnn.zip",)
@@ -78,7 +88,7 @@ class NcnnEngine:
         self.threads = threads
         self._lock = threading.Lock()
         pixels = TensorSpec("pixels", "uint8", (1, *shape, 3))
-        classes = len(self._answer(np.zeros((*shape, 3), np.uint8)))
+        classes = len(self._answer(self._net, np.zeros((*shape, 3), np.uint8)))
         self.input, self.outputs = check_model(model.name, [pixels], [TensorSpec(OUTPUT, "float32", (1, classes))])
 
     def run(self, batch: Batch) -> Probabilities:
@@ -91,17 +101,18 @@ class NcnnEngine:
         if len(batch) == 0:
             return empty_outputs(self.outputs, names)
         with self._lock:
-            answers = np.stack([self._answer(pixels) for pixels in batch])
+            net = unless_closed(self._net)
+            answers = np.stack([self._answer(net, pixels) for pixels in batch])
         return dict.fromkeys(names, answers)
 
     def close(self) -> None:
         """Release the network with its memory."""
         self._net = None
 
-    def _answer(self, pixels: Batch) -> Probabilities:
+    def _answer(self, net: Any, pixels: Batch) -> Probabilities:
         """Probabilities of one image (H, W, 3), float32 (classes,)."""
         planes = np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
-        extractor = self._net.create_extractor()
+        extractor = net.create_extractor()
         # A copy of its own: where the first layer works in place, ncnn crashes on memory that it did not allocate.
         if extractor.input("pixels", self._mat(planes).clone()) != 0:
             raise EngineError("ncnn failed: it does not take the pixels", "Export the model again")

@@ -13,7 +13,7 @@ from typing import Any
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, empty_outputs
+from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, empty_outputs, unless_closed
 from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
@@ -90,8 +90,9 @@ class OnnxRuntimeEngine:
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs, names)
+        session = unless_closed(self._session)
         try:
-            return dict(zip(names, self._session.run(names, {self.input.name: batch}, self._run_options), strict=True))
+            return dict(zip(names, session.run(names, {self.input.name: batch}, self._run_options), strict=True))
         except Exception as error:
             raise EngineError(f"onnxruntime failed on a batch of {len(batch)}: {first_line(error)}") from error
 

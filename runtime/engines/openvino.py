@@ -11,7 +11,17 @@ import numpy as np
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_cpu_only, check_model, empty_outputs
+from . import (
+    Batch,
+    ModelFile,
+    Outputs,
+    Probabilities,
+    check_batch,
+    check_cpu_only,
+    check_model,
+    empty_outputs,
+    unless_closed,
+)
 
 NAME = "openvino"
 SUFFIXES = (".onnx", ".openvino.zip")
@@ -80,11 +90,12 @@ class OpenVINOEngine:
         check_batch(batch, self.input)
         if len(batch) == 0:
             return empty_outputs(self.outputs, names)
+        compiled = unless_closed(self._compiled)
         try:
             try:
                 request = self._free.pop()  # atomic, so that no other thread takes the same request
             except IndexError:
-                request = self._compiled.create_infer_request()
+                request = compiled.create_infer_request()
             # Without copies: those of the outputs that nobody wants, and of the batch, take a fifth of a small
             # network's time. The call returns when it has computed, so the batch is not changed meanwhile.
             results = request.infer(batch, share_inputs=True, share_outputs=True)

@@ -494,11 +494,16 @@ class Classifier:
     def _run(self, batch: Pixels, names: Sequence[str]) -> Outputs:
         """Run the engine; return the probabilities, which are checked, and the outputs of these names."""
         if self._closed:
-            raise UsageError("this classifier is closed", "Load it again")
+            raise _closed()
         if is_inherited(self.engine) and self._options is not None:
             self._open_again(self._options)
         first = self.engine.outputs[0].name
-        outputs = self.engine.run_outputs(batch, [first, *names])
+        try:
+            outputs = self.engine.run_outputs(batch, [first, *names])
+        except EngineError as error:
+            if self._closed:  # by another thread, since the check above
+                raise _closed() from error
+            raise
         if not np.isfinite(outputs[first]).all():
             raise EngineError(
                 f"{self.artifact.file}: returns probabilities that are not finite in {self.engine.name} "
@@ -544,6 +549,10 @@ class Classifier:
                     "Load the classifier after the fork",
                 )
             self.engine = engine
+
+
+def _closed() -> UsageError:
+    return UsageError("this classifier is closed", "Load it again")
 
 
 def _series_path(source: object) -> str:

@@ -283,6 +283,20 @@ def test_four_threads_share_one_engine(opened: Callable[..., Engine]) -> None:
         np.testing.assert_allclose(answer, right, atol=SAME)
 
 
+def test_closing_an_engine_that_threads_use_raises_nothing_but_engine_errors(opened: Callable[..., Engine]) -> None:
+    engine, batch = opened(), _batch(8)
+    wanted = engine.run(batch)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(engine.run, batch) for _ in range(100)]
+        runs[0].result()
+        engine.close()
+    for run in runs:
+        if error := run.exception():
+            assert isinstance(error, EngineError), repr(error)
+        else:
+            np.testing.assert_allclose(run.result(), wanted, atol=SAME)
+
+
 @pytest.mark.skipif(available_cpus() < 2, reason="one core has no second thread to wait")
 def test_threads_sleep_between_runs(opened: Callable[..., Engine]) -> None:
     """Idle threads must not use the CPU. By default those of ONNX Runtime spin for a third of these pauses."""

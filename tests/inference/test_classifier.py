@@ -246,6 +246,19 @@ def test_a_closed_classifier_raises(tiny_bundle, picture):
         classifier.predict(picture)
 
 
+def test_a_classifier_closed_during_a_prediction_raises(tiny_bundle, picture, monkeypatch):
+    classifier = Classifier.load(tiny_bundle)
+    run = classifier.engine.run_outputs
+
+    def close_and_run(batch, names):
+        classifier.close()
+        return run(batch, names)
+
+    monkeypatch.setattr(classifier.engine, "run_outputs", close_and_run)
+    with pytest.raises(UsageError, match="this classifier is closed"):
+        classifier.predict(picture)
+
+
 class _NoNumber(FakeEngine):
     def run_outputs(self, batch, names):
         return {"probabilities": np.full((len(batch), 2), np.nan, np.float32)}
