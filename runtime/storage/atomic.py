@@ -56,7 +56,7 @@ def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
         The folder does not exist, is read-only or full.
     """
     data = content.encode() if isinstance(content, str) else content
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    if _is_device_or_pipe(path):
         try:
             path.write_bytes(data)
         except OSError as error:
@@ -64,6 +64,10 @@ def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
         return
     with atomic_file(path) as file:
         file.write(data)
+
+
+def _is_device_or_pipe(path: Path) -> bool:
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 @contextmanager
@@ -75,9 +79,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises
     ------
     OutputError
-        The folder does not exist, is read-only or full. An OSError in the block is reported in the same way.
+        The folder does not exist, is read-only or full, or ``path`` is a device, a pipe or a socket, which a file would
+        replace. An OSError in the block is reported in the same way.
     """
     path = Path(os.path.realpath(path))
+    if _is_device_or_pipe(path):
+        raise OutputError(f"{path}: is not a file", "Name a new file, or one to replace")
     temporary = _temporary_neighbor(path, "new")
     try:
         with open(temporary, "xb") as file:

@@ -15,7 +15,7 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
-from mri_edge.storage.atomic import atomic_folder, atomic_write, exchange, rename_to_free_name, sha256_of
+from mri_edge.storage.atomic import atomic_file, atomic_folder, atomic_write, exchange, rename_to_free_name, sha256_of
 
 
 def _names(folder: Path) -> list[str]:
@@ -121,6 +121,18 @@ def test_atomic_write_writes_into_a_pipe_and_does_not_replace_it(tmp_path: Path)
     reader.join(timeout=10)
     assert received == [b"through"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_atomic_file_does_not_replace_a_pipe(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(OutputError, match="pipe: is not a file"), atomic_file(path) as file:
+            file.write(b"a file")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
 
 
 # --- a folder
