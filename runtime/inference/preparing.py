@@ -194,7 +194,7 @@ def _complete(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 class _End:
     """Marks the end of the queue; ``error`` is the exception that ended the stream early."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
@@ -241,7 +241,7 @@ def _fill(items: Iterable[Item], queue: Queue[Item | _End], stopped: Event) -> N
             _put(queue, item, stopped)
             if stopped.is_set():
                 return
-    except Exception as error:  # noqa: BLE001 (raised in the thread that reads the queue)
+    except BaseException as error:  # noqa: BLE001 (raised in the thread that reads the queue, which waits for an end)
         end = _End(error)
     _put(queue, end, stopped)
 

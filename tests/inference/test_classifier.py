@@ -239,6 +239,18 @@ def test_scans_before_a_source_that_fails_are_answered(classifier, picture, give
     assert len(answers) == given
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_source_that_ends_the_program_does_not_hang(classifier, picture, error):
+    def sources():
+        yield picture
+        raise error
+
+    results = classifier.predict_batches(sources(), max_wait=0.05)
+    assert isinstance(next(results), Prediction)
+    with pytest.raises(error):
+        next(results)
+
+
 def test_a_closed_classifier_raises(tiny_bundle, picture):
     classifier = Classifier.load(tiny_bundle)
     classifier.close()
