@@ -114,9 +114,9 @@ def decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterato
     if isinstance(source, InputError):
         yield Failure(source.source, source)
         return
-    name = source_name(source)
-    index, count = 0, 1
+    name, index, count = None, 0, 1
     try:
+        name = source_name(source)
         for frame, decode_ms in _with_time(readers.read_each, source, reading):
             if isinstance(frame, Unread):
                 yield Failure(name, frame.error, frame.index, frame.count)

@@ -101,8 +101,16 @@ def in_fewest_channels(pixels: Pixels) -> Pixels:
 
 
 def source_name(source: Source) -> str | None:
-    """Return the path as it was given, or None for a scan that was not given as a path."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    """Return the path as it was given, or None for a scan that was not given as a path.
+
+    Raises InputError for an object whose path is bytes, such as the entries of ``os.scandir(b".")``.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return None
+    path: str | bytes = os.fspath(source)
+    if isinstance(path, bytes):
+        raise InputError(f"a path must be text. Received: {path!r}", "Pass os.fsdecode(path)")
+    return path
 
 
 def not_one_frame(source: Source, count: int, hint: str = "") -> InputError:

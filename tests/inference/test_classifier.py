@@ -65,6 +65,23 @@ def test_batches_keep_order_and_failures_keep_their_place(classifier, picture):
         assert result.probability == pytest.approx(classifier.predict(source).probability, abs=SAME)
 
 
+class _BytesPath:
+    def __fspath__(self):
+        return b"scan.png"
+
+
+def test_a_source_that_cannot_be_used_fails_alone(classifier, picture):
+    file = io.BytesIO()
+    picture.save(file, "TIFF")
+    closed = Image.open(file)
+    closed.close()
+    results = list(classifier.predict_batches([picture, closed, picture, _BytesPath(), 5, picture]))
+    kinds = [Prediction, Failure, Prediction, Failure, Failure, Prediction]
+    assert [type(result) for result in results] == kinds
+    assert "its file is closed" in str(results[1].error)
+    assert "a path must be text. Received: b'scan.png'" in str(results[3].error)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_keep_the_input_order_for_every_batch_size_and_worker_count(classifier, picture, batch_size, workers):

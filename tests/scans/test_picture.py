@@ -235,6 +235,16 @@ def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path: Path) -> None
         np.testing.assert_array_equal(picture.load(source), RGB)
 
 
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "PNG", "GIF", "BMP", "PPM"])
+def test_an_image_whose_file_was_closed_is_an_input_error(kind: str) -> None:
+    for close in (lambda image, file: image.close(), lambda image, file: file.close()):
+        file = io.BytesIO(_encoded(COLOUR, kind))
+        image = Image.open(file)
+        close(image, file)
+        with pytest.raises(InputError, match="image: its file is closed"):
+            picture.load(image)
+
+
 def test_gray_is_a_view_of_one_channel_as_three() -> None:
     grey = np.asarray(GREY)
     for source in (grey, grey[:, :, None], GREY, _encoded(GREY, "PNG")):

@@ -101,6 +101,9 @@ def pixels_of_image(image: Image.Image, name: str, kind: _tiff.Tiff | None = Non
     tiles = getattr(image, "tile", ())
     extra_bytes = 0
     if tiles:
+        file = getattr(image, "fp", None)
+        if file is None or getattr(file, "closed", False):  # by the caller, before the pixels were read
+            raise InputError(f"{name}: its file is closed", "Open it again, or call load() before it is closed")
         if kind is None and image.format == "TIFF":  # opened by the caller
             position = image.fp.tell()  # type: ignore[attr-defined]
             kind = _tiff.check(image.fp, name)  # type: ignore[attr-defined]
