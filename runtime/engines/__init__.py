@@ -225,8 +225,7 @@ def open_engine(
             f"engine {chosen.NAME!r} opens {', '.join(chosen.SUFFIXES)} files. Received: {name}",
             "Choose another --engine or --artifact",
         )
-    if provider not in PROVIDERS:
-        raise UsageError(f"unknown provider {provider!r}", f"Providers: {', '.join(PROVIDERS)}")
+    check_provider(provider)
     check_threads(threads)
     if reason := chosen.missing():
         raise EngineUnavailable(f"engine {chosen.NAME!r} is not usable here: {reason}", remedy(chosen))
@@ -256,6 +255,12 @@ def providers_of(file: EngineFile, provider: str) -> list[str]:
     if provider != "gpu":
         return [provider]
     return [name for name in _GPU_PROVIDERS if name in file.PROVIDERS] or [provider]
+
+
+def check_provider(provider: str) -> None:
+    """Raise UsageError for a name that is none of ``PROVIDERS``."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}", f"Providers: {', '.join(PROVIDERS)}")
 
 
 def check_threads(threads: int | None) -> None:

@@ -360,8 +360,8 @@ class Classifier:
         Raises
         ------
         EngineError, UsageError
-            As for ``predict_batches``; also UsageError for a source that is no path, such as a ``pydicom.Dataset``,
-            because slices are known by their files.
+            As for ``predict_batches``; also UsageError for an unknown plane, and for a source that is no path, such as
+            a ``pydicom.Dataset``, because slices are known by their files.
         """
         from mri_edge.scans.headers import slice_facts
         from mri_edge.scans.sources import expand

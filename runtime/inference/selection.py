@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.device.dirs import profile_folder
 from mri_edge.device.machine import cpu
-from mri_edge.engines import EngineFile, engine_file, engine_for, engines_by_preference, remedy
+from mri_edge.engines import EngineFile, check_provider, engine_file, engine_for, engines_by_preference, remedy
 from mri_edge.errors import BundleError, EngineUnavailable, ManifestError, UsageError
 from mri_edge.records import dataclass
 from mri_edge.scans.options import DEFAULT as READ_DEFAULT
@@ -62,6 +62,11 @@ class RunOptions:
         Run on the CPU if ``provider`` does not start, with a warning in every prediction.
     reading
         How the values of DICOM and NIfTI become pictures.
+
+    Raises
+    ------
+    UsageError
+        Unknown provider or workload.
     """
 
     artifact: str | None = None
@@ -71,6 +76,11 @@ class RunOptions:
     workload: Workload = "many"
     allow_fallback: bool = False
     reading: ReadOptions = READ_DEFAULT
+
+    def __post_init__(self) -> None:
+        check_provider(self.provider)
+        if self.workload not in get_args(Workload):
+            raise UsageError(f"a workload must be {' or '.join(get_args(Workload))}. Received: {self.workload!r}")
 
 
 @dataclass(frozen=True)

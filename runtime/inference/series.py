@@ -7,10 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, get_args
 
 from mri_edge.bundles.manifest import Artifact, Manifest, SeriesRule
-from mri_edge.errors import InputError
+from mri_edge.errors import InputError, UsageError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.fallback import options_for
 from mri_edge.scans.series import Series, SliceFacts, group
@@ -295,7 +295,11 @@ def plan(slices: Iterable[SliceFacts | InputError], plane: Plane = "axial") -> P
 
     A series of another plane is skipped, because the training scans of other planes nearly all show a tumor. A series
     that is no picture of the anatomy is skipped too, such as a localizer. Pictures have no plane and are taken.
+
+    Raises UsageError for an unknown plane.
     """
+    if plane not in get_args(Plane):
+        raise UsageError(f"a plane must be {' or '.join(get_args(Plane))}. Received: {plane!r}")
     failures: list[Failure] = []
 
     def readable() -> Iterator[SliceFacts]:

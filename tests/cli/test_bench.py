@@ -168,7 +168,7 @@ def test_nothing_is_trimmed():
         (["--scans", "nowhere-*.jpg"], 2, "no file matches"),
         (["--scans", "nope.jpg"], 2, "error: nope.jpg: no such file"),
         (["--scans", str(EXAMPLES / "NOTICE")], 2, "not PNG, JPEG"),
-        (["--provider", "abacus"], 4, "unknown provider"),
+        (["--provider", "abacus"], 2, "unknown provider"),
         (["--server", "0"], 2, "--server"),
     ],
 )

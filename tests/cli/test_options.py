@@ -59,6 +59,13 @@ def test_an_environment_variable_replaces_an_option(tiny_bundle, monkeypatch, ca
     assert words in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["bench", "tune", "verify", "warmup"])
+def test_an_unknown_provider_is_wrong_usage(tiny_bundle, capfd, command):
+    named = [str(tiny_bundle)] if command == "bench" else ["--model", str(tiny_bundle)]
+    assert run([command, *named, "--provider", "abacus"]) == 2
+    assert "unknown provider 'abacus'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["predict", "bench", "warmup", "watch"])
 def test_more_threads_than_cores_are_wrong_usage(tiny_bundle, tmp_path, capfd, command):
     named = [str(tiny_bundle)] if command == "bench" else ["--model", str(tiny_bundle)]

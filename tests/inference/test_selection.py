@@ -138,6 +138,10 @@ def test_wrong_names_and_empty_bundles(bundle, monkeypatch):
         select(bundle, RunOptions(engine="caffe"))
     with pytest.raises(UsageError, match="It has: "):
         select(bundle, RunOptions("model.int4.onnx"))
+    with pytest.raises(UsageError, match="unknown provider 'CPU'"):
+        RunOptions(provider="CPU")
+    with pytest.raises(UsageError, match=r"a workload must be single or many. Received: 'one'"):
+        RunOptions(workload="one")
     empty = replace(bundle, manifest=replace(bundle.manifest, artifacts=()))
     with pytest.raises(BundleError, match="no model"):
         select(empty)

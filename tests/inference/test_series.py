@@ -266,6 +266,12 @@ def test_an_empty_folder_is_an_error(classifier: Classifier, tmp_path: Path) -> 
     assert isinstance(failure, Failure)
 
 
+@pytest.mark.parametrize("plane", ["Axial", "sagittal", ""])
+def test_an_unknown_plane_is_an_error_and_no_filter(classifier: Classifier, write_slices: Write, plane: str) -> None:
+    with pytest.raises(UsageError, match=rf"a plane must be axial or any. Received: '{plane}'"):
+        classifier.predict_series(write_slices("v.slices", 10), plane=plane)  # type: ignore[arg-type]
+
+
 def test_a_closed_classifier_is_an_error(classifier: Classifier, write_slices: Write) -> None:
     classifier.close()
     with pytest.raises(UsageError, match="closed"):
