@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.scans import readers
@@ -55,6 +56,17 @@ def test_the_window_changes_the_picture_and_warnings_are_printed(
         assert run(["render", scan, "-o", str(tmp_path / name), "--window", window]) == 0
     assert not np.array_equal(_pixels(tmp_path / "a.png"), _pixels(tmp_path / "b.png"))
     assert "warning: computed from other images" in capsys.readouterr().err
+
+
+def test_warnings_are_those_of_a_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = tmp_path / "inverted.png"
+    Image.fromarray(255 - _pixels(EXAMPLE)).save(scan)
+    with Classifier.load("lite") as classifier:
+        warnings = {str(warning) for warning in classifier.predict(scan).warnings if warning.code != "unlike_training"}
+    assert any("bright at the border" in warning for warning in warnings)
+    assert run(["render", str(scan), "-o", str(tmp_path / "x.png"), "--model", "lite"]) == 0
+    printed = capsys.readouterr().err.splitlines()
+    assert {line.partition("warning: ")[2] for line in printed} == warnings
 
 
 def test_a_frame_is_chosen_by_its_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import click
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.commands.options import ANY_MODALITY, MODEL, WINDOW
 from mri_edge.errors import InputError, UsageError, printable
-from mri_edge.scans import checks, readers
+from mri_edge.scans import readers
 from mri_edge.scans.frame import Frame, Unread
 from mri_edge.scans.options import ReadOptions
 from mri_edge.storage.atomic import atomic_write
@@ -51,6 +51,7 @@ def render(scan: str, out: Path, explain: bool, index: int | None, window: str, 
     the slice has been turned to the radiological view, and its size is that of the network. SCAN is a
     picture, a DICOM or a NIfTI file.
     """
+    from mri_edge.inference.preparing import Decoded, prepare
     from mri_edge.inference.rendering import draw_explained, draw_input
 
     if out.exists() and os.path.exists(scan) and out.samefile(scan):
@@ -58,13 +59,13 @@ def render(scan: str, out: Path, explain: bool, index: int | None, window: str, 
     reading = ReadOptions(window, any_modality)
     manifest = Bundle.open(model).manifest
     frame = _frame(scan, index, reading)
-    resized = manifest.preprocessing.resize_picture(frame.pixels)
-    found = [*frame.warnings, *checks.warnings_for([frame.pixels.shape[:2]], resized[None])[0]]
+    (prepared,) = prepare([Decoded(frame, 0)], manifest.preprocessing, keep_pixels=False)
+    network_input = prepared.frame.pixels
     if explain:
-        atomic_write(out, draw_explained(frame, resized, manifest.title, found))
+        atomic_write(out, draw_explained(frame, network_input, manifest.title, prepared.warnings))
     else:
-        atomic_write(out, draw_input(resized))
-    for warning in found:
+        atomic_write(out, draw_input(network_input))
+    for warning in prepared.warnings:
         click.echo(f"mri-edge: {printable(scan)}: warning: {warning}", err=True)
 
 
