@@ -67,7 +67,7 @@ class Bundle:
         SignatureError
             The bundle is not signed, or the key does not verify its signature.
         UsageError
-            The key cannot be read or its name is empty, or the extra ``sign`` is not installed.
+            ``model`` is empty; the key cannot be read or its name is empty, or the extra ``sign`` is not installed.
         """
         key = _required_key(signed_by)
         if key is None:
@@ -341,6 +341,8 @@ def _read_signature(folder: Path) -> bytes | None:
 
 def _find(model: str | os.PathLike[str]) -> Path:
     """Find a bundle: its folder, or its packed file."""
+    if not os.fspath(model):
+        raise UsageError("a model must have a name. Received: nothing", _embedded_hint())
     folder = Path(model)
     if _is_embedded(model):  # takes precedence over the current folder
         if os.path.isfile(folder / MANIFEST):
@@ -348,14 +350,16 @@ def _find(model: str | os.PathLike[str]) -> Path:
         return EMBEDDED / folder.name
     if os.path.isdir(folder) or os.path.isfile(folder):
         return folder
-    names = ", ".join(embedded_models()) or "none"
-    raise BundleError(f"{model}: no such bundle folder", f"Embedded models: {names}")
+    raise BundleError(f"{model}: no such bundle folder", _embedded_hint())
+
+
+def _embedded_hint() -> str:
+    return f"Embedded models: {', '.join(embedded_models()) or 'none'}"
 
 
 def _is_embedded(model: str | os.PathLike[str]) -> bool:
     """Return whether ``model`` is the name of an embedded model, and not a path."""
-    name = Path(model).name
-    return name == str(model) and os.path.isdir(EMBEDDED / name)
+    return str(model) in embedded_models()
 
 
 def embedded_models() -> list[str]:

@@ -269,6 +269,21 @@ def test_embedded_models_are_found_by_plain_names_only(name: str) -> None:
         Bundle.open(name)
 
 
+def test_an_empty_name_is_a_usage_error() -> None:
+    for opened in (Bundle.open, Bundle.open_to_change):
+        with pytest.raises(UsageError, match=r"a model must have a name") as caught:
+            opened("")
+        assert "lite" in caught.value.hint
+
+
+def test_names_of_folders_are_not_embedded_models(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_bundle)
+    assert Bundle.open(".").manifest.name == "tiny"
+    (tiny_bundle / "below").mkdir()
+    monkeypatch.chdir(tiny_bundle / "below")
+    assert Bundle.open("..").manifest.name == "tiny"
+
+
 def test_an_embedded_model_takes_precedence_over_a_folder_of_its_name(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
