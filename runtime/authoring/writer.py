@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mri_edge.bundles.bundle import Bundle, check_self_contained
 from mri_edge.bundles.manifest import MANIFEST, MANIFEST_LIMIT, Artifact, Document, Manifest, TensorSpec
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_folder, sha256_of
+from mri_edge.storage.staging import locked_folder
 
 from .card import CARD, has_card, render_card
 
@@ -29,14 +30,15 @@ def rewrite_bundle(
     """Change a bundle, or make a changed copy at ``out``, atomically.
 
     ``keep`` names the files to keep (default: all). When a bundle is changed, its files are hard-linked where possible,
-    so that adding an artifact does not copy a large bundle. Files that the manifest does not list (a user's notes)
-    stay; a signature is dropped. A copy at ``out`` shares no file with the bundle, and each copied file is hashed.
-    Fields of the manifest that this release does not know are dropped.
+    so that adding an artifact does not copy a large bundle; the bundle is locked. Files that the manifest does not list
+    (a user's notes) stay; a signature is dropped. A copy at ``out`` shares no file with the bundle, and each copied
+    file is hashed. Fields of the manifest that this release does not know are dropped.
 
     Raises
     ------
     UsageError
-        ``out`` is not a bundle. An existing bundle is replaced.
+        ``out`` is not a bundle (an existing bundle is replaced), or another program changes the bundle or has changed
+        it since it was opened.
     OutputError
         ``out`` cannot be written.
     IntegrityError
@@ -53,7 +55,13 @@ def rewrite_bundle(
         artifacts=tuple(entry for entry in kept if isinstance(entry, Artifact)),
         documents=tuple(entry for entry in kept if isinstance(entry, Document)),
     )
-    with atomic_folder(target) as staging:
+    with ExitStack() as stack:
+        if out is None:
+            folder = Path(os.path.realpath(target))
+            taken = UsageError(f"{target}: another mri-edge is changing this bundle", "Wait for it, then try again")
+            stack.enter_context(locked_folder(folder, taken))
+            _check_unchanged(bundle)
+        staging = stack.enter_context(atomic_folder(target))
         for entry in kept:
             if out is None:
                 _link_or_copy(bundle.folder / entry.file, staging / entry.file)
@@ -61,12 +69,20 @@ def rewrite_bundle(
                 copy = staging / entry.file
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(bundle.read(entry))
-        if out is None:
-            for path in bundle.unlisted_paths():
-                _copy_unlisted(path, staging / path.relative_to(bundle.folder))
         writer = BundleWriter(staging, manifest)
         yield writer
         writer.finish()
+        if out is None:
+            # Only now, because an export takes minutes: the user may add notes, and ``train`` replace the bundle.
+            _check_unchanged(bundle)
+            for path in bundle.unlisted_paths():
+                _copy_unlisted(path, staging / path.relative_to(bundle.folder))
+
+
+def _check_unchanged(bundle: Bundle) -> None:
+    """Raise UsageError if the bundle has another manifest than when it was opened."""
+    if Manifest.from_json(bundle.manifest_bytes(), origin=str(bundle.folder / MANIFEST)) != bundle.manifest:
+        raise UsageError(f"{bundle.folder}: another program changed this bundle meanwhile", "Run the command again")
 
 
 @contextmanager
@@ -221,7 +237,7 @@ class BundleWriter:
 
 
 def _copy_unlisted(source: Path, target: Path) -> None:
-    if os.path.lexists(target):  # a listed file that is a link
+    if os.path.lexists(target):  # a listed file that is a link, or one that was added meanwhile
         return
     if source.is_symlink():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mri_edge.errors import OutputError
+from mri_edge.errors import OutputError, UsageError
 
 from .lock import lock
 
@@ -84,6 +84,32 @@ def lock_folder(folder: Path) -> int | None:
         os.close(handle)
         raise
     return handle
+
+
+@contextmanager
+def locked_folder(folder: Path, taken: UsageError) -> Iterator[None]:
+    """Lock a folder while the block runs, if folders have locks here.
+
+    Raises
+    ------
+    UsageError
+        ``taken``: a running program has locked the folder, or it is gone.
+    OutputError
+        The folder cannot be opened.
+    """
+    try:
+        handle = lock_folder(folder)
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise taken from error
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot lock the folder ({error.strerror})", "Use a folder that you may read and write"
+        ) from error
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager

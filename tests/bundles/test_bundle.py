@@ -173,6 +173,39 @@ def test_rewriting_keeps_other_files_in_the_folder(tiny_bundle: Path, tmp_path: 
     assert sorted(_contents(tmp_path / "copy")) == [MANIFEST, "model.onnx"]
 
 
+def test_rewriting_keeps_files_that_are_added_meanwhile(tiny_bundle: Path) -> None:
+    with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
+        (tiny_bundle / "NOTES.txt").write_text("mine")
+        (tiny_bundle / "metrics.json").write_text("not that of the bundle")
+        writer.add_document("metrics.json", "{}")
+    assert (tiny_bundle / "NOTES.txt").read_text() == "mine"
+    Bundle.open(tiny_bundle).verify()
+
+
+def test_two_programs_never_change_a_bundle_at_the_same_time(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="folders have no locks on Windows")
+    bundle = Bundle.open(tiny_bundle)
+    (tmp_path / "link").symlink_to(tiny_bundle)
+    with rewrite_bundle(bundle) as writer:
+        for name in (tiny_bundle, tmp_path / "link"):
+            with pytest.raises(UsageError, match="is changing this bundle"), rewrite_bundle(Bundle.open(name)):
+                pytest.fail("the block must not run")
+        writer.add_document("metrics.json", "{}")
+    with pytest.raises(UsageError, match="changed this bundle meanwhile"), rewrite_bundle(bundle):
+        pytest.fail("what the other program added would be lost")
+    Bundle.open(tiny_bundle).path_of(Bundle.open(tiny_bundle).manifest.documents[0])
+
+
+def test_rewriting_refuses_a_bundle_that_was_replaced_meanwhile(tiny_bundle: Path, tiny_manifest: Manifest) -> None:
+    with (
+        pytest.raises(UsageError, match="changed this bundle meanwhile"),
+        rewrite_bundle(Bundle.open(tiny_bundle)),
+        new_bundle(tiny_bundle, tiny_manifest, overwrite=True) as writer,  # as ``train --overwrite``
+    ):
+        writer.update(name="newer")
+    assert Bundle.open(tiny_bundle).manifest.name == "newer"
+
+
 def test_rewriting_copies_where_links_cannot_be_made(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
