@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
-from mri_edge.storage.staging import lock_folder, locked_temp_folder
+from mri_edge.storage.staging import locked_folder, locked_temp_folder
 from mri_edge.train.data.audit import audit, check_groups
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
 from mri_edge.train.data.duplicates import groups as near_duplicates
@@ -321,7 +320,7 @@ def _complete_fold(
     if not _missing(fold.number, models, store):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _fold_lock(folder):
         missing, pool = _missing(fold.number, models, store), None  # again: another process may just have finished
         if TEACHER in models and missing:
             pool = open_pool(folder)
@@ -338,20 +337,14 @@ def _complete_fold(
             _clear_state(folder)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _fold_lock(folder: Path) -> AbstractContextManager[None]:
     """Lock the folder of a fold while it is trained, so that two processes do not train it. Raises UsageError."""
-    try:
-        handle = lock_folder(folder)
-    except BlockingIOError as error:
-        raise UsageError(
+    return locked_folder(
+        folder,
+        UsageError(
             f"{folder}: another process is training this fold", "Wait for it, or train another one: --fold NUMBER"
-        ) from error
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+        ),
+    )
 
 
 def _teach(context: Job, recipe: RecipeSpec, teacher_recipe: RecipeSpec, folder: Path, label: str) -> Pool:
@@ -504,7 +497,7 @@ def _claim(out: Path, identity: str, *, overwrite: bool) -> None:
         folders = sorted(out.glob("fold-*"))
         with ExitStack() as locks:
             for folder in folders:
-                locks.enter_context(_locked(folder))
+                locks.enter_context(_fold_lock(folder))
             (out / "crossval.json").unlink(missing_ok=True)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("keras", reason="needs the extra 'train'")
 pytest.importorskip("fcntl", reason="folders have no locks on Windows")
 
-from mri_edge.errors import UsageError
+from mri_edge.errors import OutputError, UsageError
 from mri_edge.train.loops.checkpoint import claimed, claimed_run, has_state, work_folder
 
 HOLDER = """
@@ -92,6 +92,12 @@ def test_resume_continues_the_last_interrupted_training() -> None:
         assert out == Path("runs/vgg16")
     with claimed_run("small", resume=True) as out:
         assert out == Path("runs/small")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make folders")
+def test_a_folder_that_cannot_be_made_is_not_taken() -> None:
+    with pytest.raises(OutputError, match=r"/proc/\.mine\.training: cannot write"), claimed(Path("/proc/mine")):
+        pass
 
 
 def test_only_one_training_at_a_time_writes_an_output() -> None:

@@ -20,7 +20,7 @@ from mri_edge.authoring.quiet import load_keras
 from mri_edge.authoring.runs import RUNS
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_write, clear_leftovers, fingerprint
-from mri_edge.storage.staging import lock_folder
+from mri_edge.storage.staging import locked_folder
 
 # A work folder with only these files is from before the end of the first epoch: there is nothing to resume.
 _BEFORE_TRAINING = {"identity", "pixels.npy", "slices", "validation.npy", "views.npy"}
@@ -46,23 +46,20 @@ def claimed(out: Path) -> Iterator[Path]:
     """
     work = _work_folder(out)
     new_parents = [folder for folder in work.parents if not os.path.lexists(folder)]
+    taken = _TakenError(f"{out}: another training is writing it", "Wait for it, or choose another --out")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = lock_folder(work)
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise _TakenError(f"{out}: another training is writing it", "Wait for it, or choose another --out") from error
     except OSError as error:
         raise _cannot_write(work, error) from error
-    try:
-        yield out
-    finally:
-        if not has_state(out):
-            shutil.rmtree(work, ignore_errors=True)
-            for folder in new_parents:
-                with suppress(OSError):  # not empty: it contains the bundle
-                    folder.rmdir()
-        if handle is not None:
-            os.close(handle)
+    with locked_folder(work, taken):
+        try:
+            yield out
+        finally:
+            if not has_state(out):
+                shutil.rmtree(work, ignore_errors=True)
+                for folder in new_parents:
+                    with suppress(OSError):  # not empty: it contains the bundle
+                        folder.rmdir()
 
 
 @contextmanager
