@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -142,6 +142,14 @@ def bundle_and_scans(function: Function) -> Function:
 def is_on_command_line(parameter: str) -> bool:
     """Whether the value of a parameter of the running command was typed, and is no default."""
     return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
+def refuse_typed(parameters: Collection[str], problem: str, hint: str) -> None:
+    """Raise UsageError if one of these parameters of the running command was typed. Its name begins the message."""
+    for parameter in click.get_current_context().command.params:
+        if parameter.name in parameters and is_on_command_line(parameter.name):
+            name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+            raise UsageError(f"{name.strip('[]')} {problem}", hint)
 
 
 def _named_twice(bundle: str, model: str) -> UsageError:

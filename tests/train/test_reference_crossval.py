@@ -140,6 +140,28 @@ def test_evaluate_runs_a_cross_validation(folders, toy_reference, tmp_path, monk
     assert printed["pooled"]["model"]["accuracy"]["images"] == 29
 
 
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (["small"], "BUNDLE"),
+        (["--model", "small"], "--model"),
+        (["--role", "all"], "--role"),
+        (["--json"], "--json"),
+        (["--artifact", "model.onnx"], "--artifact"),
+        (["--engine", "litert"], "--engine"),
+        (["--provider", "cpu"], "--provider"),
+        (["--threads", "1"], "--threads"),
+        (["--window", "auto"], "--window"),
+        (["--any-modality"], "--any-modality"),
+    ],
+)
+def test_options_for_a_model_are_refused_with_folds(folders, tmp_path, capfd, option, named):
+    given = ["--data", str(folders), "--cv", "2", "--out", str(tmp_path / "out")]
+    assert run(["evaluate", *option, *given]) == 2
+    assert f"error: {named} applies to a trained model, and --cv trains its own" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 @pytest.mark.parametrize("folds", ["", "1", "all"])
 def test_invalid_folds_are_rejected_before_training(folders, tmp_path, capfd, command, folds):

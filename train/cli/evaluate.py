@@ -18,6 +18,7 @@ from mri_edge.commands.options import (
     THREADS,
     complete_models,
     reading_options,
+    refuse_typed,
     run_options,
 )
 from mri_edge.errors import UsageError
@@ -30,6 +31,19 @@ if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
+_OF_TRAINING = {"recipe_name", *TRAINING} - {"labels"}
+_OF_A_MODEL = {
+    "position",
+    "model",
+    "role",
+    "as_json",
+    "artifact",
+    "engine",
+    "provider",
+    "threads",
+    "window",
+    "any_modality",
+}
 
 _EPILOG = """\b
 Examples:
@@ -56,7 +70,8 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
 --data is then a folder of healthy scans, or one with a folder per class, of which the healthy scans are used.
 
 The training options (--recipe to --overwrite) require --cv, except --labels: it maps folders with other
-names than in training to the labels of the model.
+names than in training to the labels of the model. --cv has no BUNDLE, and takes none of the other options but
+--data and --out.
 """
 
 
@@ -130,9 +145,10 @@ def evaluate(
     if not heatmaps and (record_it or scans is not None):
         raise UsageError(f"{'--record' if record_it else '--scans'} needs --heatmaps", "Add --heatmaps")
     if cv is not None:
+        refuse_typed(_OF_A_MODEL, "applies to a trained model, and --cv trains its own", "Omit one of them")
         code: int = ctx.invoke(train, data=data, out=out, recipe_name=recipe_name, cv=cv, labels=labels, **training)
         return code
-    _check_no_training(ctx)
+    refuse_typed(_OF_TRAINING, "applies to training, and this model is trained already", "Use it with --cv")
     from mri_edge.commands.progress import track
     from mri_edge.train.evaluation.evaluate import evaluate as score
     from mri_edge.train.reports.evaluation_report import evaluation_page, print_evaluation
@@ -167,14 +183,6 @@ def evaluate(
         print_tables=print_evaluation,
         as_json=as_json,
     )
-
-
-def _check_no_training(ctx: click.Context) -> None:
-    """Raise UsageError if a training option was given."""
-    for name in ("recipe_name", *(name for name in TRAINING if name != "labels")):
-        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
-            raise UsageError(f"{option} applies to training, and this model is trained already", "Use it with --cv")
 
 
 def _bundle_to_score(named: str | None) -> Bundle:
