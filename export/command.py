@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
+from mri_edge.commands.options import refuse_typed
 from mri_edge.commands.output import table
 from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import GateError, MriEdgeError, UsageError, printable
 
-from .formats import QUANTIZE, check_format, format_names, installed_formats, missing_packages
+from .formats import QUANTIZE, check_format, find_format, format_names, installed_formats, missing_packages
 
 if TYPE_CHECKING:
     from mri_edge.bundles.bundle import Bundle
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _DEFAULT_FORMATS = ("onnx", "tflite")
+_OF_CALIBRATION = ("calibration", "method", "calibration_images", "search")
+_OF_A_MODEL_FILE = ("labels", "positive", "preprocessing", "activation", "overwrite")
 _HEADER = ("artifact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
@@ -108,7 +111,13 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     help="How many images are drawn, in proportion to the size of each class.",
 )
 @click.option("--search", is_flag=True, help="Try every method, and the first layer in float, on training images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the calibration images.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=0,
+    show_default=True,
+    help="Seed for drawing the calibration images.",
+)
 @click.option("--max-difference", type=NumberRange(0), help="Gate: largest |Δp| of every artifact.")
 @click.option("--mean-difference", type=NumberRange(0), help="Gate: mean |Δp| of every artifact.")
 @click.option(
@@ -176,7 +185,9 @@ def export(
 
     names = _choose_formats(formats, quantize, every)
     named = choose_bundle(position, model)
-    if external is not None:
+    if external is None:
+        refuse_typed(_OF_A_MODEL_FILE, "applies only to a model made elsewhere", "Add --from MODEL, or omit it")
+    else:
         from .options import parse_description
 
         described = parse_description(named, data, labels, positive, preprocessing, activation)
@@ -198,6 +209,7 @@ def export(
         folder, scans = described.bundle, described.data
 
     def run(step: Callable[[str], None]) -> _Outcome:
+        _check_calibration(names)  # only here, because it imports TensorFlow
         if scans is None:
             from .uncompared import export_uncompared
 
@@ -207,8 +219,7 @@ def export(
         from .exporter import Settings
         from .parity.gate import Gate
 
-        gate = Gate(max_difference, mean_difference, flip_rate)
-        chosen = Settings(formats=names, data=scans, gate=gate, **settings)
+        chosen = Settings(names, scans, gate=Gate(max_difference, mean_difference, flip_rate), **settings)
         source = bundle if external is None else (external, described, overwrite)
         return _run_compared(source, chosen, step=step, warn=warnings.append, leave_out=leave_out)
 
@@ -238,7 +249,7 @@ def export(
 
 
 def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool) -> tuple[str, ...]:
-    """Names of the formats to make. UsageError if a name is unknown, or two of the three options are given."""
+    """Names of the formats to make. UsageError if a name is unknown, none is listed, or two options are given."""
     if sum((listed is not None, quantize, every)) > 1:
         raise UsageError("--formats, --quantize and --all exclude one another")
     if every:
@@ -246,10 +257,22 @@ def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool)
             if missing := missing_packages(name):
                 _say(f"without {name}: {', '.join(missing)} not installed")
         return installed_formats()
+    if listed == ():
+        raise UsageError("--formats names no format", f"Formats: {', '.join(format_names())}")
     names = QUANTIZE if quantize else tuple(dict.fromkeys(listed or _DEFAULT_FORMATS))
     for name in names:
         check_format(name)
     return names
+
+
+def _check_calibration(names: tuple[str, ...]) -> None:
+    """Raise UsageError if an option of calibration was typed, and none of the formats is calibrated."""
+    if not any(find_format(name).CALIBRATED for name in names):
+        refuse_typed(
+            _OF_CALIBRATION,
+            f"is about calibration, and no format is calibrated ({', '.join(names)})",
+            "Name one with --formats, for example onnx-int8",
+        )
 
 
 def _bundle_to_export(named: str | None) -> Bundle:

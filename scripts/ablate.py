@@ -60,7 +60,7 @@ CHANGES = {
 @click.option("--recipe", default="lite", show_default=True)
 @click.option("--backbone-weights", default="auto", show_default=True, help="As for `mri-edge train`.")
 @click.option("--cv", default="sources", show_default=True, help="A number of folds, or 'sources'.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 def main(change: str, data: Path, out: Path, recipe: str, backbone_weights: str, cv: str, seed: int) -> None:
     """Cross-validate a recipe with one part changed."""
     load_keras("train")

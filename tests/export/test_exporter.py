@@ -292,6 +292,15 @@ def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, t
     [
         (["--formats", "onnx,coreml"], "unknown format 'coreml'"),
         (["--formats", "onnx", "--all"], "exclude one another"),
+        (["--formats", " , "], "--formats names no format"),
+        (["--formats", "onnx-int8", "--seed", "-1"], "'--seed': -1 is not in the range 0<=x<=2147483647"),
+        (["--labels", "no,yes"], "--labels applies only to a model made elsewhere"),
+        (["--positive", "yes"], "--positive applies only to a model made elsewhere"),
+        (["--preprocessing", "{}"], "--preprocessing applies only to a model made elsewhere"),
+        (["--activation", "softmax"], "--activation applies only to a model made elsewhere"),
+        (["--overwrite"], "--overwrite applies only to a model made elsewhere. Add --from MODEL"),
+        (["--calibration", "."], "--calibration is about calibration, and no format is calibrated (onnx, tflite)"),
+        (["--formats", "tflite-fp16", "--search"], "--search is about calibration"),
         (["--flip-rate", "0"], "--flip-rate"),  # no number of images can show that the rate is 0
         (["--from", "x.keras"], "--labels"),
         (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
