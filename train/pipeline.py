@@ -17,7 +17,7 @@ from mri_edge.authoring.writer import FINDINGS, check_target
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Metric
 from mri_edge.bundles.split import Split
-from mri_edge.errors import DataError
+from mri_edge.errors import DataError, UsageError
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.audit import Finding, audit, check_groups
 from mri_edge.train.data.collection import collect, store_bytes
@@ -28,7 +28,7 @@ from mri_edge.train.data.roles import assign_roles, find_split, rows_of
 from mri_edge.train.data.selection import Selection, select
 from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
-from mri_edge.train.loops.checkpoint import check_space, work_folder
+from mri_edge.train.loops.checkpoint import check_space, has_state, work_folder
 from mri_edge.train.loops.distil import BundleTeacher, open_pool
 from mri_edge.train.loops.finetune import fast_precision
 from mri_edge.train.loops.head import Epoch, Images
@@ -85,7 +85,8 @@ def train_bundle(
 ) -> TrainedBundle:
     """Train ``recipe`` on the scans in ``data`` and write a bundle at ``out``.
 
-    The state of an unfinished training is kept in a folder next to ``out``; ``resume`` continues from it.
+    The state of an unfinished training is kept in a folder next to ``out``; ``resume`` continues from it, and is
+    refused if there is none.
 
     Parameters
     ----------
@@ -116,6 +117,8 @@ def train_bundle(
     rule = None if groups is None else parse_groups(groups)
     split = find_split(split, rule, recipe.split)
     check_target(out, overwrite=overwrite)
+    if resume and not has_state(out):
+        raise UsageError(f"{out}: has no interrupted training", "Train without --resume")
     selection = select(data, positive, excluded, rule, labels=labels, say=say)
     scans = selection.scans
     with ExitStack() as stack:

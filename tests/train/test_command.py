@@ -171,6 +171,7 @@ def test_model_is_named_after_its_folder(folders, toy_reference, tmp_path, monke
         (["--recipe", "small", "data"], ["missing: --teacher", "mri-edge train data --recipe small --teacher vgg16"]),
         (["one", "--data", "two"], ["two data folders given: one", "two"]),
         (["data", "--overwrite"], ["--overwrite replaces the bundle at --out"]),
+        (["data", "--out", "mine", "--resume"], ["mine: has no interrupted training"]),
         (["data", "--resume"], ["runs/ has no interrupted training of vgg16"]),
     ],
 )

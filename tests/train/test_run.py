@@ -255,12 +255,14 @@ def test_missing_space_and_unfinished_work_are_reported_first(
     with pytest.raises(OutputError, match="5 MB free, this training needs 200 MB"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
     monkeypatch.undo()
+    with pytest.raises(UsageError, match=r"out: has no interrupted training\. Train without --resume"):
+        pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
     (tmp_path / ".out.training").mkdir(exist_ok=True)
     (tmp_path / ".out.training" / "identity").write_text("another")
     (tmp_path / ".out.training" / "checkpoint.npz").touch()
     with pytest.raises(OutputError, match=r"unfinished training.*--resume"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen)
-    with pytest.raises(OutputError, match="another recipe, seed, data, backbone"):
+    with pytest.raises(OutputError, match=r"another recipe, seed, data, backbone.* --overwrite without --resume"):
         pipeline.train_bundle(folders, tmp_path / "out", small_recipe, **chosen, resume=True)
 
 

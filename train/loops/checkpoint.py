@@ -154,7 +154,7 @@ def work_folder(out: Path, facts: object, *, overwrite: bool, resume: bool) -> P
         if record.is_file() and record.read_text() != identity:
             raise OutputError(
                 f"{work}: the unfinished training has another recipe, seed, data, backbone or version of mri-edge",
-                "Use the same options, or --overwrite to start over",
+                "Use the same options, or start over: --overwrite without --resume",
             )
         record.write_text(identity)
     except OSError as error:
