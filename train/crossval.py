@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.provenance import current_provenance
+from mri_edge.authoring.writer import check_outside
 from mri_edge.bundles.split import Split
 from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.inference.prediction import decide
@@ -101,18 +102,19 @@ def cross_validate(
     Raises
     ------
     UsageError
-        The fold does not exist, or another process is training it.
+        The fold does not exist, or another process is training it; ``out`` is in ``data`` or holds something else.
     DataError, WeightsError, OutputError
         The data, the weights or the output folder cannot be used. All are raised before training.
     """
     if folds is not None:
         _check_fold(only, folds)
     rule = parse_groups(BLOCKS if groups is None else groups)
-    make_folder(out)
+    _check_out(out, data)
     selection = select(data, positive, excluded, rule, labels=labels, say=say)
     scans = selection.scans
     count = folds or len({scan.source for scan in scans})
     _check_fold(only, count)
+    make_folder(out)
     weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
     _check_space(out, recipe, seed, scans, [only] if only else range(1, count + 1))
     say(f"reading {len(scans)} scans")
@@ -148,6 +150,16 @@ def cross_validate(
     record["patients"] = rule.patients.name if rule.patients else None
     atomic_write(out / "crossval.json", to_json(record))
     return record
+
+
+def _check_out(out: Path, data: Path) -> None:
+    """Raise UsageError if the output folder is in the data folder, or not empty and of no cross-validation."""
+    check_outside(out, data)
+    # A run that was killed early leaves a hidden folder only.
+    if any(out.glob("[!.]*")) and not (out / _MARK).is_file():
+        raise UsageError(
+            f"{out}: folder is not empty and contains no cross-validation", "Name another folder with --out"
+        )
 
 
 def _check_space(out: Path, recipe: RecipeSpec, seed: int, scans: Sequence[Scan], numbers: Iterable[int]) -> None:

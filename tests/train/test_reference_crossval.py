@@ -162,6 +162,19 @@ def test_options_for_a_model_are_refused_with_folds(folders, tmp_path, capfd, op
     assert not (tmp_path / "out").exists()
 
 
+def test_folds_are_never_written_into_other_folders(folders, tiny_bundle, tmp_path, capfd):
+    before = sorted(tmp_path.rglob("*"))
+    for data, out, said in (
+        (folders, tiny_bundle, f"{tiny_bundle}: folder is not empty and contains no cross-validation"),
+        (folders, folders, f"{folders}: folder is not empty"),
+        (folders, folders / "figures", f"figures: is inside {folders}"),
+        (tmp_path / "none", tmp_path / "new", "none"),
+    ):
+        assert run(["evaluate", "--data", str(data), "--cv", "2", "--out", str(out)]) == 2
+        assert said in capfd.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 @pytest.mark.parametrize("folds", ["", "1", "all"])
 def test_invalid_folds_are_rejected_before_training(folders, tmp_path, capfd, command, folds):
