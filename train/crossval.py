@@ -11,6 +11,7 @@ the result, ``crossval.json``.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -383,9 +384,9 @@ def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_
         for rows in (job.watched, job.validation)
     )
     stress = asdict(_stress(trained, job, recipe)) if stress_tests else {}
-    partial = path.with_name(f".{path.name}")
+    content = io.BytesIO()
     np.savez(
-        partial,
+        content,
         probabilities=held,
         called=decide(held.astype(np.float64), job.labels.positive, trained.threshold),
         temperature=np.nan if trained.temperature is None else trained.temperature,
@@ -395,7 +396,7 @@ def _keep(path: Path, trained: Trained, job: Job, recipe: RecipeSpec, *, stress_
         **{f"stress_{name}": array for name, array in stress.items()},
         made_by=_made_by(recipe),
     )
-    partial.replace(path)
+    atomic_write(path, content.getbuffer())
 
 
 def _read(path: Path) -> FoldAnswers:

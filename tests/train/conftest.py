@@ -52,6 +52,16 @@ def shared_folders(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow above 1 kB, as if the disk were full. Request it after the fixtures that make files."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
 def two_sources(tmp_path: Path) -> Path:
     """``data/a/{no,yes}`` and ``data/b/{notumor,glioma}``, with 25 pictures each."""
     rng = np.random.default_rng(8)

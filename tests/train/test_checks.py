@@ -1,16 +1,18 @@
 """Test the checks of a data folder before training, exclusion, patients and the choice of test images."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from mri_edge.errors import DataError
+from mri_edge.errors import DataError, OutputError
 
 pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.train.data.audit import inspect, table
-from mri_edge.train.data.collection import decode
+from mri_edge.train.data.collection import collect, decode
 from mri_edge.train.data.folder import find_scans
 from mri_edge.train.data.grouping import read_patients
 from mri_edge.train.data.roles import check_roles, choose_test
@@ -48,6 +50,13 @@ def test_reference_data_has_the_known_number_of_near_duplicates(scans, tmp_path)
     findings = inspect(found, hashes)
     # 83 of the 253 images have a near-duplicate, at most 8 of 128 bits apart.
     assert len({file for finding in findings for file in finding.files}) == pytest.approx(83, abs=3)
+
+
+@pytest.mark.parametrize("with_slices", [True, False])
+@pytest.mark.usefixtures("folders", "small_files")
+def test_full_disk_is_an_error_of_the_store(folders, tmp_path, with_slices):
+    with pytest.raises(OutputError, match=rf"{re.escape(str(tmp_path))}.*: cannot write \(File too large\)"):
+        collect(find_scans(folders)[0], Preprocessing(), store=tmp_path, with_slices=with_slices)
 
 
 def test_error_lists_all_unreadable_scans(folders, tmp_path):

@@ -313,6 +313,13 @@ def test_fold_keeps_the_probabilities_of_all_labels(tmp_path, trainings):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders have no locks")
+@pytest.mark.usefixtures("small_files")
+def test_full_disk_is_an_error_of_the_file_with_the_answers(tmp_path, trainings):
+    with pytest.raises(OutputError, match=r"fold-1/model\.npz: cannot write"):
+        score(tmp_path, "reference", TWO)
+    assert not list((tmp_path / "fold-1").iterdir())
+
+
 def test_fold_is_trained_by_one_process_at_a_time(tmp_path, trainings):
     (tmp_path / "fold-1").mkdir(parents=True)
     handle = lock_folder(tmp_path / "fold-1")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mri_edge.commands.progress import track
 from mri_edge.device.cpu import available_cpus
-from mri_edge.errors import DataError, InputError, OutputError
+from mri_edge.errors import DataError, InputError
 from mri_edge.scans import readers
 from mri_edge.scans.frame import Pixels
 from mri_edge.scans.preprocessing import Preprocessing
@@ -22,6 +22,7 @@ from mri_edge.train.transforms.mri import Slice
 from .duplicates import HASH_BITS, Hashes, difference_hash
 from .folder import Scan
 from .grouping import NEAR_DUPLICATES, GroupRule, group_scans
+from .mapped import cannot_store, mapped_array
 from .order import THUMBNAIL, FileOrder, measure_order, thumbnail
 
 Indices = NDArray[np.intp]
@@ -134,9 +135,7 @@ def _decode_to_disk(
             file.flush()
             mapped = np.asarray(np.memmap(file, np.uint8, "r"))
     except OSError as error:
-        raise OutputError(
-            f"{store}: cannot write ({error.strerror})", "Free disk space, or name another folder"
-        ) from error
+        raise cannot_store(store, error) from error
     return decoded, {
         index: Slice(mapped[start : start + height * width].reshape(height, width), head)
         for index, (start, (height, width), head) in places.items()
@@ -180,11 +179,11 @@ def decode(
     ------
     DataError
         Some scans cannot be read; the message names all of them.
+    OutputError
+        The store cannot be written.
     """
     shape = (len(scans), preprocessing.height, preprocessing.width, 3)
-    pixels = np.empty(shape, np.uint8)
-    if store is not None:
-        pixels = np.lib.format.open_memmap(store, mode="w+", dtype=np.uint8, shape=shape)
+    pixels: NDArray[np.uint8] = np.empty(shape, np.uint8) if store is None else mapped_array(store, np.uint8, shape)
     hashes = np.zeros((len(scans), HASH_BITS), bool)
     thumbnails = np.zeros((len(scans), THUMBNAIL, THUMBNAIL), np.uint8)
     unreadable: list[str] = []

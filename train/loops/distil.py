@@ -27,6 +27,7 @@ from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import atomic_write, fingerprint
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.mapped import mapped_array
 from mri_edge.train.evaluation.calibration import scale_probabilities
 from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import Distillation
@@ -170,11 +171,11 @@ def make_pool(
 ) -> Pool:
     """Draw ``steps`` batches of gray views, and write them with the teacher's answers to ``store``.
 
-    The views are memory-mapped. An existing pool is replaced.
+    The views are memory-mapped. An existing pool is replaced. Raises OutputError if it cannot be written.
     """
     batch = views_of(0).shape
     shape = (steps * batch[0], *batch[1:])
-    views = np.lib.format.open_memmap(store / _VIEWS, mode="w+", dtype=np.uint8, shape=shape)
+    views = mapped_array(store / _VIEWS, np.uint8, shape)
     answers = []
     for step, drawn in enumerate(prefetch(views_of, steps)):
         views[step * batch[0] : (step + 1) * batch[0]] = drawn

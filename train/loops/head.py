@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.authoring.quiet import load_keras
+from mri_edge.train.data.mapped import mapped_array
 from mri_edge.train.models.network import Network
 from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.transforms import affine
@@ -82,14 +83,17 @@ def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.intp]:
 
 
 def features_of(images: Images, recipe: RecipeSpec, extract: Extractor, store: Path | None = None) -> Features:
-    """Return backbone features (N, h, w, 512) of unaugmented images, memory-mapped from the file ``store`` if given."""
+    """Return backbone features (N, h, w, 512) of unaugmented images, memory-mapped from the file ``store`` if given.
+
+    Raises OutputError if the file cannot be written.
+    """
 
     def extract_batch(start: int) -> Features:
         return extract(recipe.preprocessing.normalize(images.take(slice(start, start + BACKBONE_BATCH))))
 
     first = extract_batch(0)
     shape = (len(images), *first.shape[1:])
-    features = np.lib.format.open_memmap(store, "w+", np.float32, shape) if store else np.empty(shape, np.float32)
+    features = mapped_array(store, np.float32, shape) if store else np.empty(shape, np.float32)
     features[: len(first)] = first
     for start in range(BACKBONE_BATCH, len(images), BACKBONE_BATCH):
         features[start : start + BACKBONE_BATCH] = extract_batch(start)
