@@ -232,7 +232,9 @@ def test_label_with_too_few_groups_is_named():
     with pytest.raises(DataError, match=message):
         check_groups(data, ("no tumour", "tumour"))
     check_groups(collection_of(label, np.arange(20) // 2), ("no tumour", "tumour"), 5)
-    with pytest.raises(DataError, match=r"label 'no tumour' has 5 groups.*at least 6"):
+    with pytest.raises(
+        DataError, match=r"label 'no tumour' has 5 groups.*at least 6.*\. Use fewer folds or more images"
+    ):
         check_groups(collection_of(label, np.arange(20) // 2), ("no tumour", "tumour"), 6)
 
 

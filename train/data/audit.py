@@ -14,7 +14,7 @@ from mri_edge.errors import DataError
 from .collection import Collection
 from .duplicates import SAME_SLICE_BITS, Hashes, close_pairs
 from .folder import Scan
-from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule
+from .grouping import BLOCKS, GroupRule
 from .order import NEIGHBORS, FileOrder
 
 _SHOWN = 5  # findings of each kind in the table; the bundle's data.json (``authoring.writer.FINDINGS``) has all of them
@@ -49,7 +49,7 @@ def check_groups(data: Collection, names: Sequence[str], needed: int = 2) -> Non
             raise DataError(
                 f"label {name!r} has {found} group{'' if found == 1 else 's'} of images ({images} images, grouped by "
                 f"{data.grouping}), and at least {needed} are needed, because a group is never divided",
-                f"Use smaller groups (--groups {BLOCKS}:SIZE or {NEAR_DUPLICATES}), fewer folds or more images",
+                f"Use {data.smaller_groups}fewer folds or more images",
             )
 
 

@@ -21,7 +21,7 @@ from mri_edge.train.transforms.mri import Slice
 
 from .duplicates import HASH_BITS, Hashes, difference_hash
 from .folder import Scan
-from .grouping import NEAR_DUPLICATES, GroupRule, group_scans
+from .grouping import BLOCKS, NEAR_DUPLICATES, GroupRule, group_scans
 from .mapped import cannot_store, mapped_array
 from .order import THUMBNAIL, FileOrder, measure_order, thumbnail
 
@@ -49,6 +49,13 @@ class Collection:
     hashes: Hashes
     grouping: str = NEAR_DUPLICATES
     order: Sequence[FileOrder] = ()
+
+    @property
+    def smaller_groups(self) -> str:
+        """The beginning of a hint: to use smaller groups, which near-duplicates have not."""
+        if self.grouping.startswith(NEAR_DUPLICATES):
+            return ""
+        return f"smaller groups (--groups {BLOCKS}:SIZE or {NEAR_DUPLICATES}), "
 
 
 def collect(

@@ -207,7 +207,7 @@ def check_training_rows(data: Collection, learn: Indices, number: int) -> None:
             raise DataError(
                 f"fold {number} leaves no image of {', '.join(folders)} for training: all share a group with held-out "
                 f"images (grouped by {data.grouping})",
-                "Use smaller groups (--groups), or fewer folds",
+                f"Use {data.smaller_groups}fewer folds or more images",
             )
 
 
