@@ -447,6 +447,14 @@ def test_out_that_is_a_file_is_reported_before_scoring(tiny_bundle, data, tmp_pa
     assert "file: cannot make the folder" in capfd.readouterr().err
 
 
+def test_page_that_cannot_be_written_leaves_the_older_record(tiny_bundle, data, tmp_path, capfd):
+    (tmp_path / "report" / "evaluation.html").mkdir(parents=True)
+    (tmp_path / "report" / "evaluation.json").write_text("older")
+    assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--out", str(tmp_path / "report")]) == 6
+    assert "evaluation.html: cannot write" in capfd.readouterr().err
+    assert (tmp_path / "report" / "evaluation.json").read_text() == "older"
+
+
 def test_keras_model_is_scored_without_another_engine(tiny_bundle, data):
     keras = pytest.importorskip("keras", reason="needs the extra 'train'")
     keras.utils.set_random_seed(1)

@@ -36,8 +36,9 @@ def publish(
     """
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     if out is not None:
-        atomic_write(out / f"{name}.json", text)
+        # The page is larger, and the first to fail on a full disk. Then an older report is left as it was.
         atomic_write(out / f"{name}.html", page())
+        atomic_write(out / f"{name}.json", text)
     print_problems(record)
     if as_json:
         click.echo(stdout_json(record, indent=1))
