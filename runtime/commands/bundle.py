@@ -74,7 +74,7 @@ def slim(model: str, artifacts: tuple[str, ...], out: Path, name: str | None, ov
         writer.update(creation=replace(creation, command=anonymize_command(creation.command)))
         if name:
             writer.update(name=name)
-    size = sum(path.stat().st_size for path in Path(os.path.realpath(out)).iterdir())
+    size = sum(path.stat().st_size for path in Path(os.path.realpath(out)).rglob("*") if path.is_file())
     click.echo(f"{out}: {', '.join(keep)} ({size / 1e6:.1f} MB)")
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mri_edge.authoring.writer import rewrite_bundle
+from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
 from mri_edge.inference import replay
 
@@ -42,6 +44,15 @@ def test_json_has_every_comparison(recorded, capfd):
 def test_a_bundle_without_golden_values_is_reported(tiny_bundle, capfd):
     assert run(["verify", str(tiny_bundle)]) == 0
     assert "no golden values" in capfd.readouterr().out
+
+
+def test_slim_counts_the_golden_values_in_the_size(recorded, tmp_path, capfd):
+    with rewrite_bundle(Bundle.open(recorded)) as writer:
+        writer.add_document("golden/large", bytes(2_000_000))
+    assert run(["bundle", "slim", str(recorded), "--artifact", "model.onnx", "--out", str(tmp_path / "slim")]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "slim").rglob("*") if path.is_file())
+    assert size > 2_000_000
+    assert f"({size / 1e6:.1f} MB)" in capfd.readouterr().out
 
 
 def test_verify_exits_4_if_no_engine_can_replay(recorded, capfd, monkeypatch):
