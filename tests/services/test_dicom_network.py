@@ -165,11 +165,33 @@ def test_garbage_ends_the_connection_and_nothing_else(server: Server) -> None:
 
 
 def test_a_pdu_that_is_too_long_is_not_waited_for(make_server: Callable[..., Server]) -> None:
-    server = make_server(Limits(associations=3, timeout_s=600, request_s=1))
+    server = make_server(Limits(associations=3, timeout_s=600, request_s=600))
     client = server.raw(b"\x01\0\xff\xff\xff\xff")
     ends(client, 30)
     client.close()
     works(server)
+
+
+@pytest.mark.parametrize("sent", [0, 20])
+def test_a_request_has_less_time_than_an_association(
+    make_server: Callable[..., Server], conversation: list[bytes], sent: int
+) -> None:
+    server = make_server(Limits(associations=3, timeout_s=600, request_s=1))
+    client = server.raw(conversation[0][:sent])
+    assert ends(client, 30) == b""
+    client.close()
+    works(server)
+
+
+@pytest.mark.parametrize("content", [b"", GARBAGE["HTTP"]])
+def test_connections_that_ended_take_no_places(make_server: Callable[..., Server], content: bytes) -> None:
+    limits = Limits(associations=3, timeout_s=60, request_s=60)
+    server = make_server(limits)
+    for _ in range(limits.connections):
+        server.raw(content).close()
+    peers.wait_for(lambda: server.receiver.associations == 0, "the places are free", 10)
+    works(server)
+    assert server.messages == []
 
 
 def test_silent_and_slow_peers_are_closed_in_time(server: Server, conversation: list[bytes]) -> None:

@@ -50,9 +50,10 @@ class Limits:
     associations
         Associations at a time. One more is rejected, with the reason "local limit exceeded".
     timeout_s
-        Longest silence, and longest time for one PDU or for a TLS handshake.
+        Longest silence, and longest time for one PDU.
     request_s
-        Longest time from the connection to its association request, if shorter than ``timeout_s``.
+        Longest time for a TLS handshake, and from there to the end of the association request. Until then a peer takes
+        the place of others without having said who it is.
     instance_bytes
         Largest instance.
     total_bytes
@@ -61,9 +62,12 @@ class Limits:
 
     associations: int = 20
     timeout_s: float = 60.0
-    request_s: float = 30.0
+    request_s: float = 10.0
     instance_bytes: int = 256 << 20
     total_bytes: int = 512 << 20
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "request_s", min(self.request_s, self.timeout_s))
 
     @property
     def connections(self) -> int:
@@ -88,6 +92,7 @@ class BoundedSocket(AssociationSocket):
         self._total: Callable[[], int] = association._server.register(self)
         self._message: Any = None
         self._message_since = 0.0
+        self._opened = time.monotonic()
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read some bytes, fewer only if the connection ends. Raises OSError at a limit."""
@@ -95,7 +100,10 @@ class BoundedSocket(AssociationSocket):
         content = bytearray(nr_bytes)
         view = memoryview(content)
         received = 0
-        end = time.monotonic() + self._limits.timeout_s
+        if self.assoc.requestor.primitive is None:
+            end = self._opened + self._limits.request_s
+        else:
+            end = time.monotonic() + self._limits.timeout_s
         while received < nr_bytes:
             left = end - time.monotonic()
             if left <= 0 or self.socket is None:
@@ -144,11 +152,21 @@ class _Handler(RequestHandler):
     """Starts an association on a bounded socket."""
 
     def _create_association(self) -> Any:
-        association = super()._create_association()
+        association: Any = super()._create_association()
         server: Any = self.server
         association.dul.socket = None
         association.dul.event_queue.get_nowait()  # the new socket announces the connection again
         association.set_socket(BoundedSocket(association, self.request, server.limits))
+        receive = association.dul.run
+
+        def receive_and_tell() -> None:
+            """Run the thread that reads, then end the wait for a request that cannot come: pynetdicom waits on."""
+            try:
+                receive()
+            finally:
+                association.dul.to_user_queue.put(None)
+
+        association.dul.run = receive_and_tell
         return association
 
 
@@ -217,7 +235,7 @@ class BoundedServer(ThreadedAssociationServer):
         """Make the TLS handshake, if any, and start the association in a thread of its own."""
         try:
             if self.ssl_context is not None:
-                request.settimeout(self.limits.timeout_s)
+                request.settimeout(self.limits.request_s)
                 try:
                     request = self.ssl_context.wrap_socket(request, server_side=True)
                 except (OSError, ValueError):

@@ -83,7 +83,7 @@ class Receiver:
         ae.require_called_aet = True
         ae.maximum_pdu_size = MAX_PDU
         ae.maximum_associations = limits.associations
-        ae.acse_timeout = min(limits.timeout_s, limits.request_s)
+        ae.acse_timeout = limits.request_s
         ae.dimse_timeout = ae.network_timeout = limits.timeout_s
         ae.add_supported_context(Verification)
         # The first one that the sender offers is used.
