@@ -137,6 +137,23 @@ def test_late_slices_get_a_new_report_that_names_the_earlier_one(make_node, arch
     assert len(evidence) == 5
 
 
+def test_a_series_that_cannot_be_moved_does_not_hold_up_others(make_node, archive) -> None:
+    soon = "import sys; from mri_edge.cli import main; from mri_edge.services.dicom import node; node._MOVE_S = 0.2"
+    node = make_node("--settle", 0.5, "--send-to", archive.address)
+    node.start(program=(sys.executable, "-c", f"{soon}; main(sys.argv[1:])"))
+    in_the_way = node.spool / "done" / short_hash("2.25.30001", "2.25.20001")
+    in_the_way.write_text("x")
+    send(node.port, *series(1, 2))
+    peers.wait_for(lambda: "cannot be moved" in node.log.read_text(), "the problem is reported")
+    send(node.port, *series(2, 2))
+    peers.wait_for(lambda: len(archive.received) == 2, "the report on the other series")
+    assert list((node.spool / "series").iterdir()) == [node.spool / "series" / in_the_way.name]
+    in_the_way.unlink()
+    peers.wait_for(lambda: not list((node.spool / "series").iterdir()), "the first series is moved")
+    assert len(archive.received) == len(node.answers()) == 2
+    assert node.log.read_text().count("cannot be moved") == 1
+
+
 def test_secondary_captures_and_other_planes_are_received_and_not_classified(make_node, archive) -> None:
     node = make_node("--settle", 1, "--send-to", archive.address)
     node.start()

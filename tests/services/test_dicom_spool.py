@@ -137,6 +137,18 @@ def test_a_late_instance_opens_its_series_with_the_earlier_ones(spool: Spool) ->
     assert list(spool.done.iterdir()) == []
 
 
+def test_a_series_is_moved_to_what_its_folder_holds_already(spool: Spool) -> None:
+    for _ in range(2):
+        store(spool, "1.1")
+        spool.sort()
+        (key,) = spool.open
+        spool.close(key)
+        assert instances(spool.done / key) == [short_hash("1.1")]
+        (spool.done / key / "notes.txt").write_text("x")
+        next((spool.done / key).glob("*.dcm")).unlink()
+    assert [path.name for path in (spool.done / key).iterdir()] == ["notes.txt"]
+
+
 def test_a_series_whose_folder_was_removed_does_not_hold_up_others(spool: Spool) -> None:
     store(spool, "1.1", "5.1")
     store(spool, "1.2", "5.2")

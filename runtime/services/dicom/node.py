@@ -35,6 +35,7 @@ _LOOK_S = 0.2, 1.0  # how often received instances are sorted, at a short and at
 _LONGEST_BUSY_S = 10.0  # after which instances are sorted while others come
 _ARENAS = 2  # of glibc's memory
 _RETRY_S = 5.0  # time between two attempts to use a disk
+_MOVE_S = 60.0  # time between two attempts to move a series away
 
 
 @dataclass
@@ -188,7 +189,11 @@ class Node:
     def _complete(self) -> str | None:
         """Return the series that is complete for the longest time, those that crashed the program last; or None."""
         now = time.monotonic()
-        settled = [key for key, series in self.spool.open.items() if now - series.seen >= self._settle_s]
+        settled = [
+            key
+            for key, series in self.spool.open.items()
+            if now - series.seen >= self._settle_s and now >= series.retry_at
+        ]
         return min(
             settled, key=lambda key: (self._in_progress.is_suspect(key), self.spool.open[key].seen), default=None
         )
@@ -212,7 +217,17 @@ class Node:
             self._in_progress.end(instances)
             for delivery in self.deliveries:
                 delivery.wake()
-        self.spool.close(key)
+        self._close(key)
+
+    def _close(self, key: str) -> None:
+        """Move an answered series away. One that cannot be moved must not hold up the others."""
+        series = self.spool.open[key]
+        try:
+            self.spool.close(key)
+        except OutputError as error:
+            if not series.retry_at:
+                self._report(f"{error.problem}. {error.hint}. The node tries again every {_MOVE_S:.0f} seconds")
+            series.retry_at = time.monotonic() + _MOVE_S
 
     def _outcome(self, key: str, files: Sequence[Path], latest: Answer | None, crashes: int) -> _Outcome:
         """Classify a series, unless that ended the program too often."""

@@ -44,10 +44,21 @@ def short_hash(*texts: str) -> str:
 
 @dataclass
 class OpenSeries:
-    """A series that waits: when its last instance came, and the names of its files by the hash of the instance."""
+    """A series that waits.
+
+    Attributes
+    ----------
+    seen
+        When its last instance came.
+    names
+        The names of its files by the hash of the instance.
+    retry_at
+        When to move it away again; 0 unless that failed.
+    """
 
     seen: float
     names: dict[str, str] = field(default_factory=dict)
+    retry_at: float = 0.0
 
 
 class Spool:
@@ -147,11 +158,23 @@ class Spool:
         return number
 
     def close(self, key: str) -> None:
-        """Move a series that has its answer away. Raises OutputError."""
+        """Move a series that has its answer away, together with what its folder in ``done/`` holds already.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be moved.
+        """
+        source, target = self.series / key, self.done / key
         try:
-            os.rename(self.series / key, self.done / key)
+            if target.is_dir():  # moved this way round, the series stays whole if a kill comes in between
+                for path in target.iterdir():
+                    os.replace(path, source / path.name)
+            os.rename(source, target)
         except OSError as error:
-            raise OutputError(f"{self.series / key}: cannot be moved ({error.strerror})", "Free some space") from error
+            raise OutputError(
+                f"{source}: cannot be moved to {self.done} ({error.strerror})", f"Free some space, or remove {target}"
+            ) from error
         sync_folder(self.done)
         self.open.pop(key, None)
 
@@ -228,7 +251,7 @@ def _names_in(folder: Path) -> dict[str, str]:
     """Return the names of the files of a series by the hash of the instance; empty if there is no such folder."""
     try:
         return {name.partition("-")[0]: name for name in _listed(folder)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 
