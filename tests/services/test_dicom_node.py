@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -123,18 +124,27 @@ def test_late_slices_get_a_new_report_that_names_the_earlier_one(make_node, arch
     slices = series(1, 5)
     send(node.port, *slices[:3])
     peers.wait_for(lambda: len(archive.received) == 1, "the first report")
-    send(node.port, *slices[3:])
-    peers.wait_for(lambda: len(archive.received) == 2, "the second report")
-    first, second = archive.received
-    (study,) = second.PredecessorDocumentsSequence
-    (reference,) = study.ReferencedSeriesSequence
-    (predecessor,) = reference.ReferencedSOPSequence
-    assert study.StudyInstanceUID == first.StudyInstanceUID
-    assert reference.SeriesInstanceUID == first.SeriesInstanceUID
-    assert predecessor.ReferencedSOPInstanceUID == first.SOPInstanceUID
-    assert second.SOPInstanceUID != first.SOPInstanceUID
-    evidence = second.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
-    assert len(evidence) == 5
+    send(node.port, slices[3])
+    (second,) = peers.wait_for(lambda: list((node.spool / "sent").glob("*-2")), "the second report is delivered")
+    # Neither an answer that was deleted nor one without a report interrupts the chain.
+    first, third, fourth = (second.with_name(f"{second.name[:-2]}-{number}") for number in (1, 3, 4))
+    shutil.rmtree(first)
+    third.mkdir()
+    record = json.loads((second / "answer.json").read_text())
+    (third / "answer.json").write_text(json.dumps(record | {"number": 3, "instances": "others", "objects": []}))
+    send(node.port, slices[4])
+    peers.wait_for(fourth.is_dir, "the last report is delivered")
+    assert len(archive.received) == 3
+    for earlier, later, count in zip(archive.received, archive.received[1:], (4, 5), strict=False):
+        (study,) = later.PredecessorDocumentsSequence
+        (reference,) = study.ReferencedSeriesSequence
+        (predecessor,) = reference.ReferencedSOPSequence
+        assert study.StudyInstanceUID == earlier.StudyInstanceUID
+        assert reference.SeriesInstanceUID == earlier.SeriesInstanceUID
+        assert predecessor.ReferencedSOPInstanceUID == earlier.SOPInstanceUID
+        assert later.SOPInstanceUID != earlier.SOPInstanceUID
+        evidence = later.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+        assert len(evidence) == count
 
 
 def test_a_series_that_cannot_be_moved_does_not_hold_up_others(make_node, archive) -> None:

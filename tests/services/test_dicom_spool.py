@@ -200,19 +200,29 @@ def answers(spool: Spool) -> Answers:
 
 
 def test_the_latest_answer_is_found_wherever_it_is(answers: Answers, spool: Spool) -> None:
-    assert answers.latest("s") is None
+    assert answers.of("s") == []
     answers.write("s", 1, "one", [], [], objects("sr-1.dcm", "sc-1.dcm"))
     (waiting,) = answers.waiting()
     answers.deliver(waiting, "A", ["A"])
     assert [path.name for path in spool.sent.iterdir()] == ["s-1"]
     answers.write("s", 2, "two", [{"label": "tumour"}], ["a problem"], [])
-    latest = answers.latest("s")
-    assert latest is not None
+    latest, first = answers.of("s")
     assert (latest.number, latest.instances, latest.objects) == (2, "two", ())
+    assert (first.number, first.reports) == (1, waiting.reports)
     assert [report.instance for report in waiting.reports] == ["2.25.0"]
     record = json.loads((spool.sent / "s-2" / "answer.json").read_text())
     assert (record["results"], record["problems"]) == ([{"label": "tumour"}], ["a problem"])
     assert "not a medical device" in record["notice"]
+
+
+def test_answers_are_found_beyond_those_that_were_deleted(answers: Answers, spool: Spool) -> None:
+    for number in (1, 2, 9, 10):
+        answers.write("s", number, str(number), [], [], objects("sr-1.dcm"))
+    answers.write("s-t", 50, "other", [], [], [])
+    for name in ("s-1", "s-9"):
+        shutil.rmtree(spool.outbox / name)
+    assert [answer.number for answer in answers.of("s")] == [10, 2]
+    assert answers.next_number("s") == 11
 
 
 def test_an_answer_leaves_the_outbox_when_every_archive_has_it(answers: Answers, spool: Spool) -> None:
@@ -227,7 +237,8 @@ def test_an_answer_leaves_the_outbox_when_every_archive_has_it(answers: Answers,
 def test_a_half_written_answer_does_not_count(answers: Answers, spool: Spool) -> None:
     (spool.outbox / ".s-1.new-0123abcd").mkdir()
     (spool.outbox / "s-2").mkdir()
-    assert answers.latest("s") is None
+    assert answers.of("s") == []
+    assert answers.next_number("s") == 3  # the folder is in the way of another one
     assert list(answers.waiting()) == []
     answers.recover()
     assert [path.name for path in spool.outbox.iterdir()] == ["s-2"]

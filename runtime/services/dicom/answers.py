@@ -76,13 +76,14 @@ class Answers:
             for path in folder.glob(".*.new-*"):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def latest(self, key: str) -> Answer | None:
-        """Return the last answer for a series, or None."""
-        number = 1
-        found = None
-        while (answer := self._find(key, number)) is not None:
-            found, number = answer, number + 1
-        return found
+    def of(self, key: str) -> list[Answer]:
+        """Return the answers for a series that nobody deleted, the last one first."""
+        found = (self._find(key, number) for number in sorted(self._numbers(key), reverse=True))
+        return [answer for answer in found if answer is not None]
+
+    def next_number(self, key: str) -> int:
+        """Return a number above those of all folders of a series, also of those that are no answers any more."""
+        return max(self._numbers(key), default=0) + 1
 
     def write(
         self,
@@ -150,6 +151,10 @@ class Answers:
             except OSError as error:
                 raise OutputError(f"{answer.folder}: cannot be moved ({error.strerror})", "Free some space") from error
             sync_folder(self._sent)
+
+    def _numbers(self, key: str) -> set[int]:
+        names = [path.name for parent in (self._outbox, self._sent) for path in parent.glob(f"{key}-*")]
+        return {int(digits) for name in names if (digits := name.removeprefix(f"{key}-")).isdecimal()}
 
     def _find(self, key: str, number: int) -> Answer | None:
         # It may move from the outbox to ``sent`` between two looks, but never back.
