@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,26 @@ def test_stow_believes_only_a_response_that_names_every_object(
 def test_stow_without_a_server_is_unreachable(answer: Answer) -> None:
     with pytest.raises(Unreachable, match="cannot be reached"):
         StowArchive(WebAddress("http://127.0.0.1:9/dicom-web")).send(answer)
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_a_stow_response_has_a_limit_as_a_whole(answer: Answer, before: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(before)
+                for _ in range(300):
+                    connection.sendall(b"H")
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        archive = StowArchive(WebAddress(f"http://127.0.0.1:{server.getsockname()[1]}"), timeout_s=0.5)
+        with pytest.raises(Unreachable, match="timed out"):
+            archive.send(answer)
+        assert time.monotonic() - start < 15
 
 
 # --- storage commitment

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import ssl
-import urllib.error
-import urllib.request
+import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from urllib.parse import urlsplit
 
 from .addresses import WebAddress
 from .answers import Answer
@@ -25,32 +28,24 @@ _REASON = "00081197"
 _OF_THE_OBJECTS = {400, 409, 413, 415, 422}
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Objects identify a patient, so they go to the address that was named and to no other."""
-
-    def redirect_request(self, *arguments: Any, **options: Any) -> None:
-        """Follow no redirection."""
-
-
 class StowArchive:
     """An archive that takes STOW-RS.
+
+    Objects identify a patient, so they go to the address that was named and to no other: no redirection is followed,
+    and no proxy of the environment is used.
 
     Parameters
     ----------
     tls
         Settings for https.
     timeout_s
-        Longest time to wait for the archive.
+        Longest time for the connection, for the request and for the response, each as a whole.
     """
 
     def __init__(self, address: WebAddress, *, tls: ssl.SSLContext | None = None, timeout_s: float = 60.0) -> None:
         self.name = str(address)
         self._timeout_s = timeout_s
-        # A proxy from the environment would see the objects.
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
-        if tls is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=tls))
-        self._opener = urllib.request.build_opener(*handlers)
+        self._tls = tls
 
     def start(self, delivery: Delivery, waiting: Iterator[Answer]) -> None:
         """Do nothing: there are no commitments."""
@@ -78,20 +73,55 @@ class StowArchive:
         }
         if authorization := os.environ.get(AUTHORIZATION):
             headers["Authorization"] = authorization
-        request = urllib.request.Request(f"{self.name}/studies", bytes(body), headers, method="POST")  # noqa: S310
-        try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                content = response.read(_MAX_RESPONSE)
-        except urllib.error.HTTPError as error:
-            with error:
-                reason = f"HTTP status {error.code}"
-            if error.code in _OF_THE_OBJECTS:
-                raise Refused(reason) from error
-            raise Unreachable(reason) from error
-        except (OSError, ValueError) as error:  # URLError is an OSError
-            raise Unreachable(f"cannot be reached ({_reason(error)})") from error
+        status, content = self._post(bytes(body), headers)
+        if status in _OF_THE_OBJECTS:
+            raise Refused(f"HTTP status {status}")
+        if status // 100 != 2:
+            raise Unreachable(f"HTTP status {status}")
         _check(content, {found["instance"] for found in answer.objects})
         return True
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """Make the request, and return the status and the content of the response. Raises Unreachable."""
+        url = urlsplit(self.name)
+        connection = (
+            HTTPSConnection(url.netloc, timeout=self._timeout_s, context=self._tls)
+            if url.scheme == "https"
+            else HTTPConnection(url.netloc, timeout=self._timeout_s)
+        )
+        try:
+            with closing(connection):
+                connection.request("POST", f"{url.path}/studies", body, {**headers, "Connection": "close"})
+                with _ended_after(self._timeout_s, connection.sock), connection.getresponse() as response:
+                    return response.status, response.read(_MAX_RESPONSE)
+        except (OSError, ValueError, HTTPException) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise Unreachable(f"cannot be reached ({reason})") from error
+
+
+@contextmanager
+def _ended_after(seconds: float, connection: socket.socket) -> Iterator[None]:
+    """Shut a connection down after some time: its own timeout is for each read, and a response may take any number.
+
+    Raises
+    ------
+    TimeoutError
+        The block took longer.
+    """
+    end = time.monotonic() + seconds
+    timer = threading.Timer(seconds, _shut_down, [connection])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if time.monotonic() >= end:  # whatever the block raised when the connection ended
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _check(content: bytes, sent: set[str]) -> None:
@@ -109,8 +139,3 @@ def _check(content: bytes, sent: set[str]) -> None:
         raise Refused(f"it did not store {len(failed)} of {len(sent)} objects" + (f" ({codes})" if codes else ""))
     if not sent <= stored:
         raise Refused(f"its response names {len(sent & stored)} of {len(sent)} objects as stored")
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "reason", error)
-    return getattr(cause, "strerror", None) or type(cause).__name__
