@@ -616,6 +616,28 @@ def test_the_status_counts_what_is_on_disk(spool: Spool, answers: Answers) -> No
     assert "mri_edge_node_associations_open 3\n" in metrics
 
 
+def test_the_status_names_a_refused_answer_as_long_as_it_waits(spool: Spool, answers: Answers) -> None:
+    thread = Delivery(answers, FakeArchive(), ["A"], Counters(), lambda message: None)
+    for name in ("a", "b"):
+        answers.write(name, 1, "one", [], [], objects("sr-1.dcm"))
+    first, second = answers.waiting()
+
+    def problem() -> str | None:
+        write_state(spool.folder, "n", [thread], Counters(), 0)
+        found: str | None = survey(spool.folder)["destinations"]["A"]["problem"]
+        return found
+
+    assert problem() is None
+    thread.refuse(first, "HTTP status 409")
+    thread.refuse(second, "its response cannot be read")
+    assert problem() == "refused the result b-1: its response cannot be read"
+    shutil.rmtree(second.folder)
+    assert problem() == "refused the result a-1: HTTP status 409"
+    assert "refused the result a-1: HTTP status 409, next attempt in " in as_text(survey(spool.folder))
+    thread.delivered(first)
+    assert problem() is None
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from mri_edge.errors import MriEdgeError, first_line
@@ -64,6 +65,7 @@ class _Pause:
     longest_s: float
     seconds: float = 0.0
     until: float = 0.0
+    reason: str = ""
 
     def grow(self) -> None:
         self.seconds = min(max(FIRST_PAUSE_S, self.seconds * 2), self.longest_s)
@@ -104,7 +106,7 @@ class Delivery(threading.Thread):
         self._report = report
         self._longest_pause_s = longest_pause_s
         self._pause = _Pause(longest_pause_s)
-        self._refused: dict[str, _Pause] = {}
+        self._refused: dict[Path, _Pause] = {}  # by the folder of the answer
         self._wake = threading.Event()
         self._ended = threading.Event()
 
@@ -112,6 +114,14 @@ class Delivery(threading.Thread):
     def next_attempt_s(self) -> float:
         """Seconds until the archive is tried again; 0 if it takes answers."""
         return max(0.0, self._pause.until - time.monotonic())
+
+    @property
+    def refusal(self) -> tuple[str, float] | None:
+        """The newest refused answer that waits: what to say of it, and the seconds until it is sent again."""
+        for folder, pause in reversed(list(self._refused.items())):
+            if folder.exists():  # nobody deleted it
+                return f"refused the result {folder.name}: {pause.reason}", max(0.0, pause.until - time.monotonic())
+        return None
 
     def wake(self) -> None:
         """Look at the outbox now."""
@@ -166,7 +176,7 @@ class Delivery(threading.Thread):
     def _due(self) -> Iterator[Answer]:
         now = time.monotonic()
         for answer in self._answers.waiting():
-            refused = self._refused.get(answer.folder.name)
+            refused = self._refused.get(answer.folder)
             if refused is not None and refused.until > now:
                 continue
             if answer.marker(self.archive.name, "delivered").exists():
@@ -188,7 +198,7 @@ class Delivery(threading.Thread):
 
     def delivered(self, answer: Answer) -> None:
         """Note that the archive has an answer. Another thread may call it. Raises OutputError."""
-        self._refused.pop(answer.folder.name, None)
+        self._refused.pop(answer.folder, None)
         self._answers.deliver(answer, self.archive.name, self._destinations)
         self._counters.add("answers_delivered", self.archive.name)
 
@@ -198,12 +208,13 @@ class Delivery(threading.Thread):
         self._refuse(answer, reason)
 
     def _refuse(self, answer: Answer, reason: str) -> None:
-        name = answer.folder.name
         if len(self._refused) >= _MAX_REFUSED:
             self._refused.clear()
-        pause = self._refused.setdefault(name, _Pause(self._longest_pause_s))
+        pause = self._refused.setdefault(answer.folder, _Pause(self._longest_pause_s))
         if not pause.seconds:
+            name = answer.folder.name
             self._report(f"{self.archive.name}: refused the result {name}: {reason}. It is sent again until it passes")
+        pause.reason = reason
         pause.grow()
         self._counters.add("refusals", self.archive.name)
 

@@ -44,17 +44,18 @@ def write_state(spool: Path, name: str, deliveries: Sequence[Delivery], counters
         "process": os.getpid(),
         "time": time.time(),
         "associations": associations,
-        "destinations": {
-            delivery.archive.name: {
-                "problem": delivery.problem,
-                "next_attempt_s": round(delivery.next_attempt_s, 1),
-            }
-            for delivery in deliveries
-        },
+        "destinations": {delivery.archive.name: _destination(delivery) for delivery in deliveries},
         "counts": [[name, outcome, number] for (name, outcome), number in counters.items()],
     }
     atomic_write(spool / STATE, json.dumps(state) + "\n")
     atomic_write(spool / METRICS, _metrics(survey(spool)))
+
+
+def _destination(delivery: Delivery) -> dict[str, Any]:
+    problem, next_attempt_s = delivery.problem, delivery.next_attempt_s
+    if problem is None and (refusal := delivery.refusal) is not None:
+        problem, next_attempt_s = refusal
+    return {"problem": problem, "next_attempt_s": round(next_attempt_s, 1)}
 
 
 def survey(folder: Path) -> dict[str, Any]:
