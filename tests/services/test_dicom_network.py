@@ -395,6 +395,11 @@ def test_unknown_classes_are_refused_and_known_syntaxes_accepted(server: Server)
     assert len(association.rejected_contexts) == 2
 
 
+def test_the_name_has_the_port_that_was_free(server: Server) -> None:
+    assert server.port > 0
+    assert server.receiver.name == f"{peers.AET}@127.0.0.1:{server.port}"
+
+
 # --- disks
 
 

@@ -36,7 +36,13 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 @click.command(epilog=EXAMPLES)
 @click.option("--spool", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of the node.")
 @click.option("--aet", default="MRIEDGE", show_default=True, metavar="AET", help="AE title of the node.")
-@click.option("--port", type=click.IntRange(0, 65535), default=11112, show_default=True, help="Port to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=11112,
+    show_default=True,
+    help="Port to listen on; 0 is a free one, which is printed.",
+)
 @click.option(
     "--bind",
     metavar="ADDRESS",
@@ -186,13 +192,12 @@ def node(
                 commitment=commitments(archives) if commit else None,
             ),
             archives,
-            name=f"{aet}@{bind}:{port}",
             settle_s=settle,
             plane="any" if any_plane else "axial",
             report=report,
         )
         received = stack.enter_context(stopped_by_signals(service.stop))
-        service.run(ready=lambda port: notify("READY=1"))
+        service.run(ready=lambda: notify("READY=1"))
         notify("STOPPING=1")
         if signal.SIGINT in received:
             raise click.Abort

@@ -81,7 +81,6 @@ class Node:
         receiver: Callable[[Spool, Counters], Receiver],
         archives: Sequence[Archive] = (),
         *,
-        name: str,
         settle_s: float = 30.0,
         plane: Plane = "axial",
         report: Callable[[str], None] = lambda message: None,
@@ -89,11 +88,10 @@ class Node:
         self.counters = Counters()
         self.spool = Spool(folder, report=report, count=lambda outcome: self.counters.add("sorted", outcome))
         self.answers = Answers(self.spool.outbox, self.spool.sent)
-        self.receiver: Receiver | None = None
+        self.receiver: Receiver  # ``run`` makes it
         self._classifier = classifier
         self._results = results
         self._make_receiver = receiver
-        self._name = name
         self._settle_s = settle_s
         self._plane: Plane = plane
         self._report = report
@@ -111,8 +109,8 @@ class Node:
         """End ``run`` at the next slice. May be called from a signal handler."""
         self._stopped.set()
 
-    def run(self, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Receive, classify and send until ``stop``. ``ready`` is called with the port when the node listens.
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Receive, classify and send until ``stop``. ``ready`` is called when the node listens.
 
         Raises
         ------
@@ -138,9 +136,9 @@ class Node:
             stack.callback(self._end, threads)
             for thread in threads:
                 thread.start()
-            self._report(f"{self._name}: listening, spool {spool.folder}; {self._title}. {NOTICE}")
+            self._report(f"{self.receiver.name}: listening, spool {spool.folder}; {self._title}. {NOTICE}")
             gc.freeze()  # what exists now stays, so that it need not be looked through again and again
-            ready(self.receiver.port)
+            ready()
             while not self._stopped.is_set():
                 try:
                     self._look()
@@ -155,8 +153,7 @@ class Node:
     def _end(self, threads: Sequence[threading.Thread]) -> None:
         for delivery in self.deliveries:
             delivery.stop()
-        if self.receiver is not None:
-            self.receiver.stop()
+        self.receiver.stop()
         for thread in threads:
             thread.join(timeout=5)
         try:
@@ -294,8 +291,8 @@ class Node:
         self._report(f"series {key}: {label}, {slices}{failed}; {written}")
 
     def _write_state(self) -> None:
-        associations = self.receiver.associations if self.receiver is not None else 0
-        write_state(self.spool.folder, self._name, self.deliveries, self.counters, associations)
+        receiver = self.receiver
+        write_state(self.spool.folder, receiver.name, self.deliveries, self.counters, receiver.associations)
         self._written = time.monotonic()
 
     def _free_memory(self) -> None:

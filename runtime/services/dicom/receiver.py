@@ -23,7 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from mri_edge.errors import DISK_ERRORS, UsageError
 from mri_edge.scans.readers import dicom
 
-from .addresses import Sender
+from .addresses import DicomAddress, Sender
 from .counters import Counters
 from .network import MAX_PDU, BoundedServer, Limits
 from .spool import Spool
@@ -79,6 +79,7 @@ class Receiver:
         self._counters = counters
         self._report = report
         self._reported: dict[str, float] = {}
+        self._aet = aet
         ae = AE(ae_title=aet)
         ae.require_called_aet = True
         ae.maximum_pdu_size = MAX_PDU
@@ -120,6 +121,11 @@ class Receiver:
     def port(self) -> int:
         """The port on which the node listens."""
         return int(self._server.server_address[1])
+
+    @property
+    def name(self) -> str:
+        """The address of the node, with the port on which it really listens."""
+        return str(DicomAddress(self._aet, str(self._server.server_address[0]), self.port))
 
     @property
     def associations(self) -> int:
