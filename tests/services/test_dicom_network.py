@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,30 @@ def test_unknown_classes_are_refused_and_known_syntaxes_accepted(server: Server)
 def test_the_name_has_the_port_that_was_free(server: Server) -> None:
     assert server.port > 0
     assert server.receiver.name == f"{peers.AET}@127.0.0.1:{server.port}"
+
+
+def test_a_pdu_of_an_archive_has_a_limit_as_a_whole() -> None:
+    from mri_edge.services.dicom.addresses import DicomAddress
+    from mri_edge.services.dicom.cstore import CStoreArchive
+    from mri_edge.services.dicom.delivery import Unreachable
+
+    silence_pynetdicom()
+    with socket.create_server(("127.0.0.1", 0)) as archive:
+
+        def drip() -> None:
+            connection, _ = archive.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"\x02\0\0\0\xff\xff")
+                for _ in range(300):
+                    connection.sendall(b"x")
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        start = time.monotonic()
+        address = DicomAddress("ARCHIVE", "127.0.0.1", archive.getsockname()[1])
+        with pytest.raises(Unreachable), CStoreArchive(address, "MRIEDGE", timeout_s=0.5).connect():
+            pass
+        assert time.monotonic() - start < 15
 
 
 # --- disks

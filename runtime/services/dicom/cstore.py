@@ -29,6 +29,7 @@ from mri_edge.storage.atomic import atomic_write
 from .addresses import DicomAddress
 from .answers import Answer
 from .delivery import Connection, Delivery, Refused, Unreachable
+from .network import limit_pdus
 
 CONFIRM_S = 600.0
 """Seconds after which an answer is sent again if no confirmation of its storage came."""
@@ -71,6 +72,7 @@ class CStoreArchive:
         self._aet = aet
         self._tls = tls
         self._commit = commit
+        self._timeout_s = timeout_s
         self._confirm_s = confirm_s
         self._requests: dict[str, tuple[Answer, float]] = {}  # by transaction: what, and when it was asked
         self._lock = threading.Lock()
@@ -116,12 +118,17 @@ class CStoreArchive:
         address = self._address
         tls = (self._tls, address.host) if address.tls and self._tls is not None else None
         connected: list[Any] = []
+
+        def opened(event: Any) -> None:
+            limit_pdus(event.assoc, self._timeout_s)
+            connected.append(event)
+
         association = self._ae.associate(
             address.host,
             address.port,
             ae_title=address.aet,
             tls_args=tls,
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.receive), (evt.EVT_CONN_OPEN, connected.append)],
+            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.receive), (evt.EVT_CONN_OPEN, opened)],
         )
         if not association.is_established:
             raise Unreachable(self._why(association) if connected else "cannot be reached")

@@ -79,6 +79,41 @@ class _Exceeded(OSError):
     """A peer exceeded a limit. pynetdicom closes the connection after an OSError."""
 
 
+def _receive(opened: AssociationSocket, size: int, end: float) -> bytearray:
+    """Read some bytes of a PDU until a time of ``time.monotonic``, fewer only if the connection ends."""
+    if size > MAX_PDU + _HEADER:
+        raise _Exceeded("a PDU is longer than negotiated")
+    content = bytearray(size)
+    view = memoryview(content)
+    received = 0
+    while received < size:
+        left = end - time.monotonic()
+        if left <= 0 or opened.socket is None:
+            raise _Exceeded("a PDU takes too long")
+        opened.socket.settimeout(left)
+        count = opened.socket.recv_into(view[received:])
+        if not count:
+            break
+        received += count
+    view.release()
+    del content[received:]
+    return content
+
+
+def limit_pdus(association: Any, timeout_s: float) -> None:
+    """Limit the size and the time of each PDU of an archive, and the time of each write, as pynetdicom does not."""
+    opened = association.dul.socket
+
+    def recv(size: int) -> bytearray:
+        try:
+            return _receive(opened, size, time.monotonic() + timeout_s)
+        finally:
+            if opened.socket is not None:
+                opened.socket.settimeout(timeout_s)  # what is left of it would be too short for sending
+
+    opened.recv = recv
+
+
 class BoundedSocket(AssociationSocket):
     """The connection of one association. It never waits or stores without a limit.
 
@@ -97,25 +132,11 @@ class BoundedSocket(AssociationSocket):
     def recv(self, nr_bytes: int) -> bytearray:
         """Read some bytes, fewer only if the connection ends. Raises OSError at a limit."""
         self._check(nr_bytes)
-        content = bytearray(nr_bytes)
-        view = memoryview(content)
-        received = 0
         if self.assoc.requestor.primitive is None:
             end = self._opened + self._limits.request_s
         else:
             end = time.monotonic() + self._limits.timeout_s
-        while received < nr_bytes:
-            left = end - time.monotonic()
-            if left <= 0 or self.socket is None:
-                raise _Exceeded("a PDU takes too long")
-            self.socket.settimeout(left)
-            count = self.socket.recv_into(view[received:])
-            if not count:
-                break
-            received += count
-        view.release()
-        del content[received:]
-        return content
+        return _receive(self, nr_bytes, end)
 
     def send(self, bytestream: bytes) -> None:
         """Send all bytes, or end the association."""
@@ -125,8 +146,6 @@ class BoundedSocket(AssociationSocket):
 
     def _check(self, size: int) -> None:
         """Raise an OSError before bytes are read that would exceed a limit."""
-        if size > MAX_PDU + _HEADER:
-            raise _Exceeded("a PDU is longer than negotiated")
         dimse = self.assoc.dimse
         if dimse.msg_queue.qsize() > 1:
             raise _Exceeded("requests are sent without waiting for responses")
