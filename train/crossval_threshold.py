@@ -7,6 +7,7 @@ recalibration in the manifest, so every release reads the new bundle.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.writer import BundleWriter, check_outside, check_target, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse
-from mri_edge.bundles.split import Split, short
+from mri_edge.bundles.manifest import Training
+from mri_edge.bundles.split import short
 from mri_edge.errors import BundleError, DataError, ManifestError
 from mri_edge.inference.prediction import NOTICE
 
@@ -30,7 +32,7 @@ _LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """The threshold of a cross-validation, how it was chosen, and warnings."""
+    """A threshold chosen on the answers of a cross-validation, how it was chosen, and warnings."""
 
     value: float
     rule: str
@@ -38,15 +40,16 @@ class OutOfFold:
 
 
 def read_threshold(path: Path, bundle: Bundle) -> OutOfFold:
-    """Read the threshold of ``crossval.json``, and check that the record is of the bundle's kind of model.
+    """Choose a threshold on the answers in ``crossval.json``, if the record is of the bundle's kind of model.
 
-    If the cross-validation assumed other test images than the bundle has, the threshold is chosen again, without the
-    bundle's test images.
+    If the cross-validation assumed other test images than the bundle has, the threshold is chosen without the bundle's
+    test images.
 
     Raises
     ------
     DataError
-        It cannot be read, is no such record, has no threshold, or is of another recipe, of other labels or images.
+        It cannot be read, is no complete record, has no threshold or too few independent images of a label, or is of
+        another recipe or schedule, or of other labels or images.
     """
     record = _read(path)
     manifest = bundle.manifest
@@ -54,31 +57,22 @@ def read_threshold(path: Path, bundle: Bundle) -> OutOfFold:
     for name, wanted in expected.items():
         if record.get(name) != wanted:
             raise _of_another(path, name, record.get(name), wanted)
-    found, warnings = record.get("threshold"), []
-    if record.get("split_fingerprint") != manifest.training.split_fingerprint:
-        split = split_of(bundle)
-        if split is not None and "images" in record:
-            found = _choose_again(path, record, split)
-        elif record.get("split_fingerprint") is None:
-            warnings.append(
-                f"{path} does not record a split: whether test images influenced the threshold is not known."
-            )
-        else:
-            raise _of_another(
-                path, "split_fingerprint", record["split_fingerprint"], manifest.training.split_fingerprint
-            )
-    value, rule = (found.get("value"), found.get("rule")) if isinstance(found, dict) else (None, None)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 <= value <= 1
-        or not isinstance(rule, str)
-    ):
+    try:
+        _check_schedule(path, record["schedule"], manifest.training)
+        _check_folds(path, record["folds_scored"], record["folds"])
+        tested, warnings = _tested(path, record, bundle)
+        found = _choose(record, tested, manifest.labels)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
-            f"{path}: has no threshold in [0, 1] with its rule. Received: {found!r:.80}",
+            f"{path}: is no complete record of a cross-validation ({error!r})",
             "Run the cross-validation again: finished folds are kept",
+        ) from error
+    if found is None:
+        raise DataError(
+            f"{path}: has no threshold, because it has no positive label or no images of one label",
+            "Cross-validate scans of both labels, with a positive one",
         )
-    return OutOfFold(float(value), rule, tuple(warnings))
+    return OutOfFold(found["value"], found["rule"], tuple(warnings))
 
 
 def _of_another(path: Path, name: str, received: object, wanted: object) -> DataError:
@@ -89,22 +83,57 @@ def _of_another(path: Path, name: str, received: object, wanted: object) -> Data
     )
 
 
-def _choose_again(path: Path, record: dict[str, Any], split: Split) -> dict[str, Any] | None:
-    """Choose the threshold without the test images of the bundle. Raises DataError if the images are other ones."""
-    from .evaluation.crossval_figures import threshold_for
+def _check_schedule(path: Path, schedule: dict[str, Any], training: Training) -> None:
+    """Compare the entries that both records have: another release may know more or fewer."""
+    recorded = training.details.get("plan", training.details)
+    other = [name for name, value in schedule.items() if name in recorded and recorded[name] != value]
+    if other:
+        raise _of_another(
+            path, "schedule", {name: schedule[name] for name in other}, {name: recorded[name] for name in other}
+        )
 
-    try:
-        if not {short(image.sha256) for image in split.images} & set(record["images"]["sha256"]):
-            raise DataError(
-                f"{path}: the cross-validation is of other images than the bundle",
-                "Cross-validate the recipe and the data of this bundle",
-            )
-        return threshold_for(record, [image.sha256 for image in split.of("test")])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+
+def _check_folds(path: Path, scored: list[int], folds: int) -> None:
+    if len(scored) < folds:
         raise DataError(
-            f"{path}: is no complete record of a cross-validation ({error!r})",
-            "Run the cross-validation again: finished folds are kept",
-        ) from error
+            f"{path}: the cross-validation is not finished. Received: {len(scored)} of {folds} folds",
+            "Run it again without --fold: finished folds are kept",
+        )
+
+
+def _tested(path: Path, record: dict[str, Any], bundle: Bundle) -> tuple[list[str], list[str]]:
+    """Return the SHA-256 of the bundle's test images, unless the record excludes them already, and warnings."""
+    ours, theirs = bundle.manifest.training.split_fingerprint, record.get("split_fingerprint")
+    if theirs == ours:
+        return [], []
+    split = split_of(bundle)
+    if split is None and theirs is None:
+        return [], [f"{path} does not record a split: whether test images influenced the threshold is not known."]
+    if split is None:
+        raise _of_another(path, "split_fingerprint", theirs, ours)
+    if not {short(image.sha256) for image in split.images} & set(record["images"]["sha256"]):
+        raise DataError(
+            f"{path}: the cross-validation is of other images than the bundle",
+            "Cross-validate the recipe and the data of this bundle",
+        )
+    return [image.sha256 for image in split.of("test")], []
+
+
+def _choose(record: dict[str, Any], tested: Sequence[str], labels: Sequence[str]) -> dict[str, Any] | None:
+    """Choose the threshold on as many independent images as a recalibration needs.
+
+    Images are counted by groups and not, as there, by the size that the groups are worth: blocks of file numbers are
+    larger than patients, and near-duplicates join many of them.
+    """
+    from .evaluation.crossval_figures import SENSITIVITY, images_for, threshold_for
+    from .evaluation.recalibration import Goal, require_enough
+
+    found = threshold_for(record, tested)
+    if found is not None:
+        images = images_for(record, tested)
+        groups = [np.unique(images.group[images.selectable & (images.label == row)]) for row in range(len(labels))]
+        require_enough([len(group) for group in groups], labels, Goal(record["positive"], SENSITIVITY))
+    return found
 
 
 def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: bool = False) -> dict[str, Any]:

@@ -34,23 +34,10 @@ def bundle(tmp_path):
 
 
 @pytest.fixture
-def crossval(bundle):
-    """The record of a cross-validation that fits the bundle."""
-    return {
-        "schema_version": 2,
-        "recipe": "small",
-        "labels": ["no tumour", "tumour"],
-        "positive": 1,
-        "split_fingerprint": bundle.manifest.training.split_fingerprint,
-        "threshold": {"value": 0.4, "rule": RULE},
-    }
-
-
-@pytest.fixture
 def read(bundle, tmp_path):
     """Return a function that writes a record and reads its threshold."""
 
-    def write_and_read(record):
+    def write_and_read(record, bundle=bundle):
         path = tmp_path / "crossval.json"
         path.write_text(record if isinstance(record, str) else json.dumps(record))
         return read_threshold(path, bundle)
@@ -76,27 +63,80 @@ def test_old_threshold_writes_the_same_bundle(bundle, tmp_path):
         assert {entry.file: again.read(entry) for entry in again.entries()} == before
 
 
-def test_threshold_of_another_model_or_other_images_is_rejected(crossval, read):
-    assert read(crossval) == OutOfFold(0.4, RULE, ())
-    others = ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None})
-    for other in (*others, {"split_fingerprint": "0" * 64}):
-        with pytest.raises(DataError, match=f"of another {next(iter(other)).replace('_', ' ')}"):
-            read(crossval | other)
-
-
-def test_a_record_without_a_split_is_taken_with_a_warning(crossval, read):
-    assert "does not record a split" in read(crossval | {"split_fingerprint": None}).warnings[0]
+@pytest.fixture(scope="module")
+def committed():
+    """The text of the committed record of the recipe of the bundle."""
+    return (CHECKOUT / "docs" / "evidence" / "crossval" / "small-slices.json").read_bytes()
 
 
 @pytest.fixture
-def slices():
+def slices(committed):
     """The committed record of the recipe of the bundle."""
-    return json.loads((CHECKOUT / "docs" / "evidence" / "crossval" / "small-slices.json").read_bytes())
+    return json.loads(committed)
+
+
+def test_committed_records_choose_the_thresholds_of_the_included_models(slices, read, bundle):
+    """The Makefile takes them. Their schedules may have entries that the recipe no longer knows, and the reverse."""
+    assert read(slices).value == pytest.approx(bundle.manifest.threshold, abs=1e-6)  # records have 6 digits
+    assert read(slices | {"schedule": {**slices["schedule"], "runs": 3}}).warnings == ()
+    for name, record in (("lite", "lite-blocks"), ("vgg16", "robust-blocks")):
+        model = Bundle.open(EMBEDDED / name)
+        found = read_threshold(CHECKOUT / "docs" / "evidence" / "crossval" / f"{record}.json", model)
+        assert (found.value, found.warnings) == (pytest.approx(model.manifest.threshold, abs=1e-6), ())
+
+
+def test_threshold_of_another_model_or_schedule_is_rejected(slices, read):
+    others = ({"recipe": "robust"}, {"positive": 0}, {"labels": ["a", "b"]}, {"positive": None})
+    for other in (*others, {"schedule": {**slices["schedule"], "epochs": 2}}):
+        with pytest.raises(DataError, match=f"of another {next(iter(other))}") as raised:
+            read(slices | other)
+    assert "Received: {'epochs': 2}, the bundle has {'epochs': 20}" in raised.value.problem
+
+
+def test_schedule_of_a_head_training_is_compared(slices, bundle, read):
+    """Its manifest has the schedule among other details of the training."""
+    details = {"name": "reference", "batch": 32, "epochs": 1}
+    training = replace(bundle.manifest.training, recipe="reference", details=details)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, training=training))
+    record = slices | {"recipe": "reference", "schedule": {"epochs": 1, "batch": 32}}
+    assert read(record, bundle).warnings == ()
+    with pytest.raises(DataError, match="of another schedule"):
+        read(record | {"schedule": {"epochs": 2, "batch": 32}}, bundle)
+
+
+def test_unfinished_cross_validation_is_rejected(slices, read):
+    with pytest.raises(DataError, match="not finished"):
+        read(slices | {"folds_scored": [1]})
+
+
+@pytest.mark.parametrize(("label", "needed"), [(0, 12), (1, 20)])
+def test_too_few_independent_images_of_a_label_are_rejected(label, needed, slices, read):
+    """As many are needed as for a recalibration; the images of a group count as one."""
+    images = slices["images"]
+    rows = list(zip(images["group"], images["label"], images["selectable"], strict=True))
+    groups = sorted({group for group, own, may in rows if own == label and may})
+
+    def keep(count):
+        images["selectable"] = [int(may and (own != label or group in groups[:count])) for group, own, may in rows]
+
+    keep(needed)
+    assert read(slices).value
+    keep(needed - 1)
+    with pytest.raises(DataError, match=f"has {needed - 1} independent scans, too few"):
+        read(slices)
+
+
+def test_record_without_a_split_chooses_without_the_test_images_of_the_bundle(bundle, slices, read):
+    """A bundle that has no record of its test images takes the threshold with a warning."""
+    assert read(slices | {"split_fingerprint": None}).warnings == ()
+    unknown = replace(bundle, manifest=replace(bundle.manifest, documents=()))
+    assert "does not record a split" in read(slices | {"split_fingerprint": None}, unknown).warnings[0]
+    with pytest.raises(DataError, match="of another split fingerprint"):
+        read(slices | {"split_fingerprint": "0" * 64}, unknown)
 
 
 def test_record_with_other_test_images_chooses_without_those_of_the_bundle(bundle, slices, read):
     """A cross-validation by blocks has another split than a bundle that was trained without --groups."""
-    assert read(slices).value == pytest.approx(bundle.manifest.threshold, abs=1e-6)
     everyone = slices | {"split_fingerprint": "0" * 64}
     everyone["images"] |= {"selectable": [1] * 3975}
     tested = {image.sha256[:16] for image in split_of(bundle).of("test")}
@@ -106,27 +146,27 @@ def test_record_with_other_test_images_chooses_without_those_of_the_bundle(bundl
     assert read(everyone) == OutOfFold(expected["value"], expected["rule"], ())
 
 
-def test_record_of_other_images_or_without_answers_is_rejected(slices, read):
+def test_record_of_other_images_is_rejected(slices, read):
     other = slices | {"split_fingerprint": "0" * 64}
     other["images"] |= {"sha256": ["0" * 16] * 3975}
     with pytest.raises(DataError, match="of other images than the bundle"):
         read(other)
-    for images in ({}, {"sha256": slices["images"]["sha256"]}, [1], None):
+
+
+@pytest.mark.parametrize("key", ["images", "folds", "folds_scored", "schedule"])
+def test_an_incomplete_record_is_rejected(key, slices, read):
+    for value in ([1], None, "1"):
         with pytest.raises(DataError):
-            read(other | {"images": images})
+            read(slices | {key: value, "split_fingerprint": "0" * 64})
+    del slices[key]
+    with pytest.raises(DataError, match="is no complete record"):
+        read(slices)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        None, 0.4, {}, {"value": 0.4}, {"value": None, "rule": RULE}, {"value": 1.5, "rule": RULE},
-        {"value": True, "rule": RULE}, {"value": "0.4", "rule": RULE}, {"value": 0.4, "rule": 1},
-    ],
-    ids=repr,
-)  # fmt: skip
-def test_a_record_without_a_threshold_is_rejected(found, crossval, read):
-    with pytest.raises(DataError, match=r"has no threshold in \[0, 1\]"):
-        read(crossval | {"threshold": found})
+def test_a_record_with_images_of_one_label_is_rejected(slices, read):
+    slices["images"]["label"] = [1] * 3975
+    with pytest.raises(DataError, match="has no threshold"):
+        read(slices)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", '{"threshold": NaN}', "[" * 100_000], ids=lambda text: text[:9])
@@ -174,15 +214,17 @@ def test_new_threshold_changes_the_figures_that_depend_on_it(bundle, tmp_path):
     assert "'mri-edge export' counts it again" in record["warnings"][0]
 
 
-def test_command_writes_a_new_unsigned_bundle(bundle, crossval, tmp_path, capfd, monkeypatch):
+def test_command_writes_a_new_unsigned_bundle(bundle, slices, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "crossval.json").write_text(json.dumps(crossval))
+    slices["images"]["selectable"] = [index % 2 for index in range(3975)]
+    (tmp_path / "crossval.json").write_text(json.dumps(slices))
+    value = threshold_for(slices, [])["value"]
     assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 0
     printed, said = capfd.readouterr()
-    assert "threshold 0.4; before: 0.9076" in printed
+    assert f"threshold {value:.4g}; before: 0.9076" in printed
     assert "It is not signed. Sign it with" in printed
     assert "warning: The parity of the artifacts was counted at the threshold before" in said
-    assert Bundle.open("small-recalibrated").manifest.threshold == 0.4
+    assert Bundle.open("small-recalibrated").manifest.threshold == value
     assert run(["recalibrate", "./small", "--crossval", "crossval.json"]) == 2
     assert "--overwrite" in capfd.readouterr().err
     assert run(["recalibrate", "./small", "--crossval", "crossval.json", "--out", "small/new"]) == 2

@@ -78,11 +78,8 @@ def threshold_for(record: Mapping[str, Any], tested: Collection[str]) -> dict[st
 
     Parameters
     ----------
-    record
-        As for ``figures_from``.
-    tested
-        SHA-256 of the bundle's test images, of any number of digits from 16. Images of their groups choose nothing
-        either, nor do those that the record excludes.
+    record, tested
+        As for ``images_for``.
 
     Returns
     -------
@@ -93,13 +90,28 @@ def threshold_for(record: Mapping[str, Any], tested: Collection[str]) -> dict[st
     DataError
         The record has another schema version.
     """
+    return _choose_threshold(images_for(record, tested), record["positive"])
+
+
+def images_for(record: Mapping[str, Any], tested: Collection[str]) -> ScoredImages:
+    """Return the images of a record, of which those that may choose the threshold of a bundle are ``selectable``.
+
+    Parameters
+    ----------
+    record
+        As for ``figures_from``.
+    tested
+        SHA-256 of the bundle's test images, of any number of digits from 16. Images of their groups choose nothing
+        either, nor do those that the record excludes.
+
+    Raises
+    ------
+    DataError
+        The record has another schema version.
+    """
     images = ScoredImages.of(record)
     test = np.isin(images.sha256, [short(sha256) for sha256 in tested])
-    selectable = images.selectable & ~np.isin(images.group, images.group[test])
-    found: dict[str, Any] | None = _threshold_figures(
-        replace(images, selectable=selectable), record["labels"], record["positive"]
-    )["threshold"]
-    return found
+    return replace(images, selectable=images.selectable & ~np.isin(images.group, images.group[test]))
 
 
 def figures(
@@ -158,32 +170,11 @@ def _mean_of_folds(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _threshold_figures(images: ScoredImages, names: Sequence[str], positive: int | None) -> dict[str, Any]:
     """Choose a threshold on all out-of-fold answers, and judge the thresholds that the other folds choose."""
-    if positive is None:
-        return {"threshold": None}
-    is_positive = images.label == positive
-    models = _shipped(_binary_answers(images, positive))
-    chosen_on = np.flatnonzero(images.selectable)
-    if not both_kinds(is_positive[chosen_on]):
-        return {"threshold": None}
-    of_whom = f"{len(models)} students" if TEACHER in images.called else "one model in each fold"
-    # Suggested for a bundle of this recipe, because its own validation set has few negative images.
-    threshold: dict[str, Any] = {
-        "value": threshold_of(is_positive, list(models.values()), chosen_on),
-        "rule": f"best Youden index among those of the target sensitivity, on answers of {of_whom} to "
-        f"{len(chosen_on)} images out of fold, no test image among them",
-        "images": len(chosen_on),
-    }
-    by_fold = thresholds_of_other_folds(is_positive, models, images.fold, images.selectable)
-    if by_fold is None:
+    threshold = _choose_threshold(images, positive)
+    if threshold is None or positive is None or "by_fold" not in threshold:
         return {"threshold": threshold}
-    called = called_by_other_folds(is_positive, models, images.fold, images.selectable)
-    threshold["by_fold"] = [{"fold": fold, "value": value} for fold, value in by_fold.items()]
-    for name, kind, answer in (("sensitivity", is_positive, True), ("specificity", ~is_positive, False)):
-        if kind.any():
-            hits = np.concatenate([model.called[kind] == answer for model in called.values()])
-            # Answers of several students to an image are in its group, so they count as copies.
-            metric = fraction_metric(hits, np.tile(images.group[kind], len(called)))
-            threshold[name] = asdict(replace(metric, images=int(np.count_nonzero(kind))))
+    models = _shipped(_binary_answers(images, positive))
+    called = called_by_other_folds(images.label == positive, models, images.fold, images.selectable)
     everything = np.arange(len(images))
     return {
         "threshold": threshold,
@@ -199,6 +190,37 @@ def _threshold_figures(images: ScoredImages, names: Sequence[str], positive: int
             for name, model in called.items()
         },
     }
+
+
+def _choose_threshold(images: ScoredImages, positive: int | None) -> dict[str, Any] | None:
+    """Return the entry ``threshold`` of a record."""
+    if positive is None:
+        return None
+    is_positive = images.label == positive
+    models = _shipped(_binary_answers(images, positive))
+    chosen_on = np.flatnonzero(images.selectable)
+    if not both_kinds(is_positive[chosen_on]):
+        return None
+    of_whom = f"{len(models)} students" if TEACHER in images.called else "one model in each fold"
+    # Suggested for a bundle of this recipe, because its own validation set has few negative images.
+    threshold: dict[str, Any] = {
+        "value": threshold_of(is_positive, list(models.values()), chosen_on),
+        "rule": f"best Youden index among those of the target sensitivity, on answers of {of_whom} to "
+        f"{len(chosen_on)} images out of fold, no test image among them",
+        "images": len(chosen_on),
+    }
+    by_fold = thresholds_of_other_folds(is_positive, models, images.fold, images.selectable)
+    if by_fold is None:
+        return threshold
+    called = called_by_other_folds(is_positive, models, images.fold, images.selectable)
+    threshold["by_fold"] = [{"fold": fold, "value": value} for fold, value in by_fold.items()]
+    for name, kind, answer in (("sensitivity", is_positive, True), ("specificity", ~is_positive, False)):
+        if kind.any():
+            hits = np.concatenate([model.called[kind] == answer for model in called.values()])
+            # Answers of several students to an image are in its group, so they count as copies.
+            metric = fraction_metric(hits, np.tile(images.group[kind], len(called)))
+            threshold[name] = asdict(replace(metric, images=int(np.count_nonzero(kind))))
+    return threshold
 
 
 def _binary_answers(images: ScoredImages, positive: int) -> dict[str, BinaryAnswers]:

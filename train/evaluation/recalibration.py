@@ -131,7 +131,7 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
     """
     classes, binary = len(labels), len(labels) == 2
     independent = tuple(math.floor(answers.independent(answers.label == index) + 1e-9) for index in range(classes))
-    _require_enough(independent, labels, goal)
+    require_enough(independent, labels, goal)
     whole = fit(answers, goal)
     held_out = _cross_fit(answers, goal)
     before = decide(answers.probabilities, goal.positive, threshold)
@@ -212,7 +212,8 @@ def predictive_value(sensitivity: float, specificity: float, prevalence: float) 
     return right[0] / called[0] if called[0] else 0.0, right[1] / called[1] if called[1] else 0.0
 
 
-def _require_enough(independent: Sequence[int], labels: Sequence[str], goal: Goal) -> None:
+def require_enough(independent: Sequence[int], labels: Sequence[str], goal: Goal) -> None:
+    """Raise DataError if a label has fewer ``independent`` scans, a number per label, than ``fewest`` says."""
     positives, negatives = fewest(goal.sensitivity)
     for index, (label, count) in enumerate(zip(labels, independent, strict=True)):
         needed = positives if index == goal.positive and len(labels) == 2 else negatives
