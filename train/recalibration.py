@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,22 +23,16 @@ from mri_edge.bundles.manifest import RECALIBRATED_VERSION, Manifest, Recalibrat
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError, UsageError
 from mri_edge.inference.classifier import Classifier
-from mri_edge.inference.prediction import NOTICE, Failure, Prediction
+from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
-from mri_edge.train.data import duplicates
+from mri_edge.train.data.classified import Track, classify_scans
 from mri_edge.train.data.folder import Scan, find_scans
-from mri_edge.train.data.grouping import NEAR_DUPLICATES, Grouping, GroupRule, group_scans, parse_groups, read_patients
+from mri_edge.train.data.grouping import GroupRule, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.data.order import measure_order, thumbnail
 from mri_edge.train.evaluation.evaluate import count_roles, split_of
 from mri_edge.train.evaluation.keras_engine import describe_run
 from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
-
-Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
-
-# Scans in memory at a time: the classifier decodes three batches ahead and keeps each picture until it is hashed.
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -228,50 +222,15 @@ def _read(
     run: RunOptions,
     track: Track,
 ) -> _Reading:
-    """Classify the scans without a recalibration, and group them. Pictures are not kept."""
+    """Classify the scans without a recalibration, and group them."""
     raw = replace(bundle, manifest=replace(bundle.manifest, recalibration=None))
-    known = {str(scan.path): row for row, scan in enumerate(scans)}
-    rows, probabilities, hashes, thumbnails, unreadable, unlike = [], [], [], [], [], 0
     with Classifier.load_with(run, raw) as classifier:
-        results = classifier.predict_batches((scan.path for scan in scans), batch_size=_BATCH, keep_pixels=True)
-        for result in track(results, "recalibrate", len(scans)):
-            row = known[result.source or ""]
-            problem = _problem(result)
-            if problem is not None or not isinstance(result, Prediction) or result.pixels is None:
-                if result.index == 0:
-                    unreadable.append({"file": scans[row].file, "error": problem or "not read"})
-                continue
-            rows.append(row)
-            probabilities.append(np.fromiter(result.probabilities.values(), np.float32))
-            hashes.append(duplicates.difference_hash(result.pixels))
-            thumbnails.append(thumbnail(result.pixels))
-            unlike += any(warning.code == "unlike_training" for warning in result.warnings)
+        found = classify_scans(classifier, scans, track, "recalibrate", rule=rule, patients=patients)
         ran = describe_run(classifier)
-    if not rows:
-        raise DataError(f"none of {len(scans)} images can be read, {unreadable[0]['error']}", "Name other scans")
-    read = [scans[row] for row in rows]
-    if rule == GroupRule():
-        grouping = _near_duplicates(np.stack(hashes))
-    else:
-        order = measure_order(read, np.stack(thumbnails)) if rule.block else []
-        own = [patients[row] for row in rows] if patients else None
-        grouping = group_scans(read, np.stack(hashes), order, rule, own)
-    label = np.array([scan.label for scan in read], np.intp)
-    answers = Answers(np.stack(probabilities), label, grouping.group)
-    return _Reading(read, answers, grouping.text, unreadable, unlike, ran)
-
-
-def _near_duplicates(hashes: duplicates.Hashes) -> Grouping:
-    """Group near-duplicates. Scans with the same hash are compared with others once: there may be thousands of them."""
-    different, place = np.unique(hashes, axis=0, return_inverse=True)
-    return Grouping(duplicates.groups(different)[place.ravel()], NEAR_DUPLICATES)
-
-
-def _problem(result: Prediction | Failure) -> str | None:
-    """Return why a result cannot be used, or None. A label is about a file, so a file must hold one frame."""
-    if isinstance(result, Failure):
-        return result.error.problem
-    return None if result.frames == 1 else f"{result.source}: holds {result.frames} frames, one is needed"
+    assert found.grouping is not None  # noqa: S101 (for the type checker)
+    label = np.array([scan.label for scan in found.scans], np.intp)
+    answers = Answers(found.probabilities, label, found.grouping.group)
+    return _Reading(found.scans, answers, found.grouping.text, found.unreadable, found.unlike_training, ran)
 
 
 def _entry(

@@ -284,6 +284,19 @@ def test_unreadable_scan_is_reported_and_the_others_are_scored(tiny_bundle, data
     assert "broken.png" in (out / "evaluation.html").read_text()
 
 
+def test_scan_of_several_frames_is_reported_and_the_others_are_scored(tiny_bundle, data):
+    """A label is about a file, so it says nothing about each of its slices."""
+    nibabel = pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    volume = np.random.default_rng(0).integers(0, 255, (40, 40, 4)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(volume, np.diag([1.0, 1, 5, 1])), data / "no" / "3-volume.nii")
+    record = evaluate(Bundle.open(tiny_bundle), data)
+    [failure] = record["unreadable"]
+    assert failure["file"] == "no/3-volume.nii"
+    assert "holds 4 frames, one is needed" in failure["error"]
+    (data / "no" / "3-volume.nii").unlink()
+    assert evaluate(Bundle.open(tiny_bundle), data)["predictions"] == record["predictions"]
+
+
 def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, tmp_path, capfd):
     out = tmp_path / "report"
     assert run(["evaluate", str(tiny_bundle), "--data", str(data), "--json", "--out", str(out)]) == 0

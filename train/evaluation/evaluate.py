@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
-from mri_edge.inference.prediction import NOTICE, Failure, Prediction, decide
+from mri_edge.inference.prediction import NOTICE, decide
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
+from mri_edge.train.data.classified import Track, classify_scans
 from mri_edge.train.data.folder import Scan, find_scans
 from mri_edge.train.data.labels import Labels
 
@@ -27,7 +28,6 @@ from .keras_engine import describe_run, open_classifier
 from .metrics import by_folder, by_label, measure, reliability, roc_of
 
 Role = Literal["test", "all"]
-Track = Callable[[Iterable[Prediction | Failure], str, int], Iterable[Prediction | Failure]]
 WORST = 20  # mistakes that a report lists
 
 
@@ -76,27 +76,15 @@ def evaluate(
     """
     manifest = bundle.manifest
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
-    scans, found = find_scans(data, rule=labels, trained=trained)
-    say(found.describe())
+    scans, matched = find_scans(data, rule=labels, trained=trained)
+    say(matched.describe())
     recalibrated = recalibrated_scans(bundle)
     chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
     if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
         chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
     with open_classifier(bundle, run or RunOptions()) as classifier:
-        answers = classifier.predict_batches([scan.path for scan in chosen.scans])
-        results = list(track(answers, "evaluate", len(chosen.scans)))
+        found = classify_scans(classifier, chosen.scans, track, "evaluate")
         ran = describe_run(classifier)
-    pairs = list(zip(chosen.scans, results, strict=True))
-    read = [(scan, result) for scan, result in pairs if isinstance(result, Prediction)]
-    unreadable = [
-        {"file": scan.file, "error": result.error.problem, "hint": result.error.hint}
-        for scan, result in pairs
-        if isinstance(result, Failure)
-    ]
-    if not read:
-        raise DataError(f"{data}: none of {len(unreadable)} images can be read, {unreadable[0]['error']}")
-    probabilities = np.array([list(result.probabilities.values()) for _, result in read], np.float32)
-    answered = [scan for scan, _ in read]
     return {
         "model": manifest.title,
         "recipe": manifest.training.recipe,
@@ -106,16 +94,16 @@ def evaluate(
         "threshold": manifest.threshold,
         "data": {
             "folder": str(data),
-            "label_folders": found.folders,
-            "fingerprint": fingerprint(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in answered),
-            "images": len(answered),
-            "by_label": [sum(scan.label == index for scan in answered) for index in range(len(manifest.labels))],
+            "label_folders": matched.folders,
+            "fingerprint": fingerprint(f"{scan.file}\0{scan.sha256}\0{scan.label}" for scan in found.scans),
+            "images": len(found.scans),
+            "by_label": [sum(scan.label == index for scan in found.scans) for index in range(len(manifest.labels))],
             "what": chosen.what,
             "left_out": chosen.left_out,
         },
         "warnings": chosen.warnings,
-        **score(answered, probabilities, manifest.positive, manifest.threshold, names=manifest.labels),
-        "unreadable": unreadable,
+        **score(found.scans, found.probabilities, manifest.positive, manifest.threshold, names=manifest.labels),
+        "unreadable": found.unreadable,
         "creation": asdict(current_provenance()),
         "notice": NOTICE,
     }
