@@ -27,7 +27,7 @@ from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.classified import Track, classify_scans
-from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.folder import Scan, distinct_scans, find_scans
 from mri_edge.train.data.grouping import GroupRule, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
 from mri_edge.train.evaluation.evaluate import count_roles, split_of
@@ -181,18 +181,10 @@ def _choose_scans(
     say(found.describe())
     split = split_of(bundle)
     roles = {short(image.sha256): image.role for image in split.images} if split else {}
-    left_out: Counter[str] = Counter()
-    label_of: dict[str, Scan] = {}
-    for scan in scans:
-        if role := roles.get(short(scan.sha256)):
-            left_out[role] += 1
-        elif first := label_of.get(scan.sha256):
-            if first.label != scan.label:
-                raise DataError(f"{first.file} and {scan.file} are the same file with two labels", "Remove one of them")
-            left_out["copy"] += 1
-        else:
-            label_of[scan.sha256] = scan
-    kept = list(label_of.values())
+    known = {scan.file: role for scan in scans if (role := roles.get(short(scan.sha256)))}
+    others = [scan for scan in scans if scan.file not in known]
+    kept = distinct_scans(others)
+    left_out = Counter([*known.values(), *["copy"] * (len(others) - len(kept))])
     if not kept:
         raise DataError(
             f"all {len(scans)} images are known from the bundle's training ({count_roles(left_out)})",

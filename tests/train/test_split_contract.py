@@ -259,6 +259,8 @@ def test_role_all_scores_everything_and_warns_of_training_images():
     assert files(chosen.scans) == list("abcde")
     [words] = chosen.warnings
     assert "2 OF THESE 5 IMAGES WERE IN TRAINING (train 1, validation 1)" in words
+    again = choose_scans([scan(name) for name in "abcde"] + [scan("copy", content="a")], split, "all")
+    assert (again.warnings[0], len(again.scans)) == (words, 5)
     assert choose_scans([scan("d"), scan("e")], split, "all").warnings == []
 
 
@@ -269,6 +271,24 @@ def test_bundle_without_a_record_scores_all_images_with_a_warning():
     assert files(choose_scans([scan("a")], None, "all").scans) == ["a"]
     with pytest.raises(DataError, match="no split record"):
         choose_scans([scan("a")], None, "test")
+
+
+@pytest.mark.parametrize("role", [None, "all"])
+@pytest.mark.parametrize("known", [[], ["other"]])
+def test_copies_of_unseen_images_count_once(role, known):
+    """Copies are no independent images, and one file cannot have two labels."""
+    split = record(train=known) if known else None
+    chosen = choose_scans([scan("b"), scan("a"), scan("copy", content="b")], split, role)
+    assert (files(chosen.scans), chosen.left_out) == (["b", "a"], {"copy": 1})
+    assert chosen.warnings[-1] == "1 images are byte for byte copies of others and left out."
+    with pytest.raises(DataError, match="b and copy are the same file with two labels"):
+        choose_scans([scan("b"), scan("copy", content="b", label=1)], split, role)
+
+
+def test_copies_among_the_test_images_are_scored_as_in_the_record():
+    split = Split(tuple(SplitImage(name, digest("a"), 0, "test") for name in ("a", "copy")))
+    chosen = choose_scans([scan("a"), scan("copy", content="a")], split, None)
+    assert (files(chosen.scans), chosen.warnings) == (["a", "copy"], [])
 
 
 def test_condensed_record_gives_the_same_result():

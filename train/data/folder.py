@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,19 @@ def list_scans(data: Path, label: int) -> list[Scan]:
             Scan(path, path.relative_to(data).as_posix(), path.parent.relative_to(data).as_posix(), label, digest)
             for path, digest in zip(paths, hashes, strict=True)
         ]
+
+
+def distinct_scans(scans: Sequence[Scan]) -> list[Scan]:
+    """Return the scans without copies: the first of those with the same content, in order.
+
+    Raises DataError if copies have different labels.
+    """
+    first_of: dict[str, Scan] = {}
+    for scan in scans:
+        first = first_of.setdefault(scan.sha256, scan)
+        if first.label != scan.label:
+            raise DataError(f"{first.file} and {scan.file} are the same file with two labels", "Remove one of them")
+    return list(first_of.values())
 
 
 def folder_names(data: Path) -> set[str]:

@@ -21,7 +21,7 @@ from mri_edge.inference.prediction import NOTICE, decide
 from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.classified import Track, classify_scans
-from mri_edge.train.data.folder import Scan, find_scans
+from mri_edge.train.data.folder import Scan, distinct_scans, find_scans
 from mri_edge.train.data.labels import Labels
 
 from .keras_engine import describe_run, open_classifier
@@ -70,7 +70,7 @@ def evaluate(
     Raises
     ------
     DataError
-        No image may be scored or can be read, or a folder matches no label of the model.
+        No image may be scored or can be read, a folder matches no label of the model, or a file has two labels.
     BundleError, EngineError, UsageError
         The artifact cannot be run as asked.
     """
@@ -174,12 +174,14 @@ def choose_scans(
 ) -> Chosen:
     """Choose the scans that may be scored, by comparing SHA-256 hashes with the split record.
 
-    ``recalibrated`` has the ``short`` SHA-256 of scans that chose the threshold: they are scored only with a ``role``.
+    Of several copies one is chosen, but the test images of the record are complete, so that their figures are those of
+    the bundle. ``recalibrated`` has the ``short`` SHA-256 of scans that chose the threshold: they are scored only with
+    a ``role``.
 
     Raises
     ------
     DataError
-        No scan may be scored, or ``role`` is ``"test"`` and test images are missing.
+        No scan may be scored, ``role`` is ``"test"`` and test images are missing, or a file has two labels.
     """
     others = [scan for scan in scans if role is not None or short(scan.sha256) not in recalibrated]
     if len(others) < len(scans):
@@ -188,7 +190,7 @@ def choose_scans(
         if role == "test":
             raise DataError("the bundle has no split record: its test images are not known", "Omit --role")
         unknown = ["The bundle has no split record: these images may have been used in its training."]
-        return Chosen(list(scans), "all images", {}, unknown)
+        return _choose_distinct(scans, "all images", {}, unknown)
     # If copies of an image have several roles, the role closest to training wins.
     trained: dict[str, str] = {
         short(image.sha256): image.role for kind in ("excluded", "validation", "train") for image in split.of(kind)
@@ -216,7 +218,16 @@ def choose_scans(
     warnings = []
     if left_out:
         warnings.append(f"{left_out.total()} images are known from the bundle's training and left out.")
-    return Chosen(kept, "images that were not in training (compared by SHA-256)", dict(left_out), warnings)
+    return _choose_distinct(kept, "images that were not in training (compared by SHA-256)", dict(left_out), warnings)
+
+
+def _choose_distinct(scans: Sequence[Scan], what: str, left_out: dict[str, int], warnings: list[str]) -> Chosen:
+    """Choose one of several copies, because copies are no independent images. Raises as ``distinct_scans``."""
+    kept = distinct_scans(scans)
+    if copies := len(scans) - len(kept):
+        left_out = left_out | {"copy": copies}
+        warnings = [*warnings, f"{copies} images are byte for byte copies of others and left out."]
+    return Chosen(kept, what, left_out, warnings)
 
 
 def _without_recalibration(scans: Sequence[Scan], others: Sequence[Scan], split: Split | None) -> Chosen:
@@ -267,15 +278,15 @@ def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: d
 
 
 def _everything(scans: Sequence[Scan], trained: dict[str, str]) -> Chosen:
-    roles = [trained.get(short(scan.sha256)) for scan in scans]
-    seen = Counter(role for role in roles if role in ("train", "validation"))
+    contents = {short(scan.sha256) for scan in scans}
+    seen = Counter(role for content in contents if (role := trained.get(content)) in ("train", "validation"))
     warnings = []
     if seen:
         warnings.append(
-            f"{seen.total()} OF THESE {len(scans)} IMAGES WERE IN TRAINING ({count_roles(seen)}): the figures say how "
-            "well the model remembers, not how good it is."
+            f"{seen.total()} OF THESE {len(contents)} IMAGES WERE IN TRAINING ({count_roles(seen)}): the figures say "
+            "how well the model remembers, not how good it is."
         )
-    return Chosen(list(scans), "all images, trained on or not", {}, warnings)
+    return _choose_distinct(scans, "all images, trained on or not", {}, warnings)
 
 
 def count_roles(roles: Counter[str]) -> str:
