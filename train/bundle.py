@@ -161,7 +161,7 @@ def metrics_document(
         "metrics": {key: asdict(metric) for key, metric in metrics.items()},
         **details(truth, probabilities, positive, threshold, names=names if several else None),
         **({"by_label": by_label(truth, probabilities, called, names, group)} if several else {}),
-        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, called == truth),
+        "folders": by_folder([file.rpartition("/")[0] for file in files], truth, called == truth, group),
         "test": test,
         "history": list(history),
     }

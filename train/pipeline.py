@@ -272,6 +272,7 @@ def _write(
         recipe,
         compare=compare_with_published,
         threshold=trained.threshold,
+        group=group,
         facts=[
             ("Training", f"{len(job.train)} images, {len(job.validation)} for validation, seed {job.seed}"),
             ("Split", split_name),

@@ -63,6 +63,15 @@ def test_report_names_four_labels_without_a_positive_one(network: Network) -> No
     assert "AUC, mean of the labels" in page
 
 
+def test_intervals_of_the_page_take_images_of_a_group_as_dependent(network: Network) -> None:
+    group = np.repeat(np.arange(5), 4)
+    files, (truth, probabilities) = report(network, [0, 1, 2, 3] * 5, None, group=group)
+    for grouped in (None, group):
+        area = by_label(truth, probabilities, probabilities.argmax(axis=1), NAMES, grouped)["glioma"]["auc"]
+        text = f"glioma: AUC {area['value']:.3f} ({area['low']:.3f} to {area['high']:.3f})"
+        assert (text in files["report/roc.svg"]) == (grouped is group)
+
+
 def test_label_without_test_images_has_no_curve(network: Network) -> None:
     files, _ = report(network, [0, 1, 3] * 4, None)
     assert "pituitary: AUC" in files["report/roc.svg"]

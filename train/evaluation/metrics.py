@@ -291,26 +291,33 @@ def by_label(
     }
 
 
-def by_folder(folders: Sequence[str], truth: NDArray[np.intp], right: Flags) -> list[dict[str, Any]]:
+def by_folder(
+    folders: Sequence[str], truth: NDArray[np.intp], right: Flags, group: Groups = None
+) -> list[dict[str, Any]]:
     """Return label index and fraction of correct images of each class folder in alphabetical order, in plain types.
 
-    With two labels that fraction is the sensitivity in a folder of the positive label, else the specificity.
+    With two labels that fraction is the sensitivity in a folder of the positive label, else the specificity. ``group``
+    (N,) is as for ``measure``.
     """
     names = np.asarray(folders)
     found = []
     for name in np.unique(names).tolist():
         inside = names == name
-        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(fraction_metric(right[inside]))})
+        part = _fraction_among(right, inside, group)
+        found.append({"folder": name, "label": int(truth[inside][0]), **asdict(part)})
     return found
 
 
-def reliability(positive: Flags, score: Scores) -> list[dict[str, float]]:
-    """Return mean probability, fraction of positives with Wilson interval, and image count of each non-empty bin."""
+def reliability(positive: Flags, score: Scores, group: Groups = None) -> list[dict[str, float]]:
+    """Return mean probability, fraction of positives with Wilson interval, and image count of each non-empty bin.
+
+    ``group`` (N,) is as for ``measure``.
+    """
     found = bins_of(score)
     points = []
     for number in np.unique(found):
         inside = found == number
-        part = fraction_metric(positive[inside])
+        part = _fraction_among(positive, inside, group)
         points.append(
             {
                 "probability": float(score[inside].mean()),

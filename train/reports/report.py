@@ -57,6 +57,7 @@ def draw_report(
     *,
     compare: bool,
     threshold: float | None = None,
+    group: NDArray[np.intp] | None = None,
     facts: Sequence[tuple[str, str]] = (),
 ) -> dict[str, bytes | str]:
     """Return the content of all files of the report, by their path in the bundle.
@@ -70,11 +71,13 @@ def draw_report(
         Add the reference's published figures.
     threshold
         As in the manifest.
+    group
+        int (N,) of the test images, as ``metrics.measure`` takes it for ``metrics``.
     facts
         Names and texts for the head of the page, such as seed and split. They must not name scans.
     """
     called = decide(probabilities, labels.positive, threshold)
-    figures = by_label(test.labels, probabilities, called, labels.names)
+    figures = by_label(test.labels, probabilities, called, labels.names, group)
     plots = {"confusion-matrix": _confusion(test.labels, called, labels, compare=compare)}
     if curves := _curves(test.labels, probabilities, figures, labels):
         plots["roc"] = _roc(curves, _chosen(metrics, labels, threshold), compare=compare)
