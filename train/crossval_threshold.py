@@ -24,7 +24,7 @@ from mri_edge.errors import BundleError, DataError, ManifestError
 from mri_edge.inference.prediction import NOTICE
 
 from .bundle import metrics_document
-from .evaluation.evaluate import split_of
+from .evaluation.evaluate import groups_of, split_of
 from .evaluation.metrics import measure
 
 _LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
@@ -228,8 +228,7 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
             image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test
         ]
         history = known["history"]
-        groups = [image.get("group") for image in test]
-        group = None if None in groups else np.array(groups, np.intp)
+        group = groups_of(test)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(
             f"{bundle.folder}: {METRICS} is not what training writes ({error!r})", "Train the model again"

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +295,44 @@ def test_scan_of_several_frames_is_reported_and_the_others_are_scored(tiny_bundl
     assert "holds 4 frames, one is needed" in failure["error"]
     (data / "no" / "3-volume.nii").unlink()
     assert evaluate(Bundle.open(tiny_bundle), data)["predictions"] == record["predictions"]
+
+
+def test_groups_of_scans_widen_the_intervals(tiny_bundle, data, tmp_path, capfd):
+    rows = "".join(
+        f"{path.parent.name}/{path.name},{path.parent.name}{index // 4}\n"
+        for index, path in enumerate(sorted(data.rglob("*.png")))
+    )
+    (tmp_path / "patients.csv").write_text("file,group\n" + rows)
+    arguments = ["evaluate", str(tiny_bundle), "--data", str(data), "--json"]
+    assert run(arguments) == 0
+    alone = json.loads(capfd.readouterr().out)
+    assert run([*arguments, "--groups", str(tmp_path / "patients.csv")]) == 0
+    printed, said = capfd.readouterr()
+    grouped = json.loads(printed)
+    text = "patients in patients.csv, joined with near-duplicates"
+    assert (alone["data"]["grouping"], grouped["data"]["grouping"]) == (None, text)
+    assert f"groups: {text}; 16 images in 4 groups" in said
+    assert grouped["predictions"] == alone["predictions"]
+    metrics = measure(
+        np.repeat([0, 1], 8),
+        np.array([prediction["probabilities"] for prediction in grouped["predictions"]], np.float32),
+        1,
+        grouped["threshold"],
+        np.arange(16) // 4,
+    )
+    assert grouped["metrics"] == {name: asdict(metric) for name, metric in metrics.items()}
+    assert run([*arguments, "--heatmaps", "--groups", "blocks"]) == 2
+    assert "--heatmaps groups scans itself" in capfd.readouterr().err
+
+
+def test_recorded_groups_that_do_not_fit_the_test_images_are_not_used(tiny_bundle, data):
+    record_split(tiny_bundle, data, {"no/0.png", "yes/3.png"})
+    for groups in ([4, 9], [4], [4, "a"], [4, [9]], [4, 10**30], [4, None]):
+        test = [{"group": group} for group in groups]
+        with rewrite_bundle(Bundle.open(tiny_bundle)) as writer:
+            writer.add_document("metrics.json", json.dumps({"test": test}))
+        grouping = evaluate(Bundle.open(tiny_bundle), data)["data"]["grouping"]
+        assert grouping == ("as in training" if groups == [4, 9] else None)
 
 
 def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, tmp_path, capfd):

@@ -26,6 +26,7 @@ from mri_edge.train import bundle as record
 from mri_edge.train import pipeline
 from mri_edge.train.data.folder import find_scans
 from mri_edge.train.data.labels import Labels
+from mri_edge.train.evaluation.evaluate import evaluate
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.reference import REFERENCE
@@ -238,6 +239,20 @@ def test_no_split_divides_patients(folders, toy_reference, tmp_path):
     training = Bundle.open(out).manifest.training
     assert training.split == "grouped by patients in patients.csv, joined with near-duplicates"
     assert training.details["grouping"] == "patients in patients.csv, joined with near-duplicates"
+    # The evaluation of these images says the same as the training, with the recorded groups and with the file.
+    trained = Bundle.open(out).manifest.metrics
+    area = trained["auc"]
+    assert f"({area.low:.3f} to {area.high:.3f})" in (out / "report" / "roc.svg").read_text()
+    for groups in (None, csv):
+        record = evaluate(Bundle.open(out), folders, groups=groups)
+        assert record["data"]["grouping"] == training.details["grouping"]
+        for name, metric in record["metrics"].items():
+            expected = trained[name]
+            # Keras computes other batches, which changes the last digits of the probabilities.
+            assert (metric["low"], metric["high"]) == pytest.approx((expected.low, expected.high), abs=1e-5), name
+            assert metric["method"] == expected.method
+    measured = json.loads((out / "metrics.json").read_text())
+    assert [folder["method"] for folder in measured["folders"]] == [folder["method"] for folder in record["folders"]]
 
 
 @pytest.mark.parametrize("recipe", [REFERENCE, ROBUST], ids=["reference", "robust"])

@@ -16,7 +16,7 @@ from mri_edge.train.evaluation.calibration import choose_threshold
 from mri_edge.train.evaluation.crossval_figures import BinaryAnswers, specificity_at, student_minus_teacher
 from mri_edge.train.evaluation.evaluate import score as score_scans
 from mri_edge.train.evaluation.intervals import RESAMPLES, auc, basic, draw_outcomes, percentile
-from mri_edge.train.evaluation.metrics import bins_of, details, measure, reliability, weighted_auc
+from mri_edge.train.evaluation.metrics import bins_of, by_folder, details, measure, reliability, weighted_auc
 
 Z = 1.959964
 
@@ -232,11 +232,12 @@ def test_record_describes_the_positive_label_at_the_threshold(positive):
     curve = found["roc"]
     area = metrics_of_sklearn.auc(curve["false_positive_rate"], curve["true_positive_rate"])
     assert area == pytest.approx(metrics_of_sklearn.roc_auc_score(is_positive, score))
-    assert found["reliability"] == reliability(is_positive, score)
+    assert found["reliability"] == reliability(is_positive, score, group) != reliability(is_positive, score)
     assert {folder["folder"]: folder["value"] for folder in found["folders"]} == pytest.approx(
         {str(label): np.mean(called[truth == label] == label) for label in (0, 1)}
     )
     assert [folder["label"] for folder in found["folders"]] == [0, 1]
+    assert found["folders"] == by_folder([scan.folder for scan in scans], truth, called == truth, group)
     assert [prediction["called"] for prediction in found["predictions"]] == called.tolist()
 
 

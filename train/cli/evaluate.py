@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mri_edge.train.evaluation.evaluate import Role
 
 _NEEDED = ("sklearn", "scipy", "matplotlib", "jinja2")
-_OF_TRAINING = {"recipe_name", *TRAINING} - {"labels"}
+_OF_TRAINING = {"recipe_name", *TRAINING} - {"labels", "groups"}
 _OF_A_MODEL = {
     "position",
     "model",
@@ -52,6 +52,7 @@ Examples:
   mri-edge evaluate bundles/mine --artifact model.int8.tflite --data elsewhere/ --out report/
   mri-edge evaluate vgg16 --data scans/ --json > evaluation.json
   mri-edge evaluate bundles/mine --data elsewhere/ --labels healthy='no tumour',lesion=tumour
+  mri-edge evaluate bundles/mine --data elsewhere/ --groups patients.csv
   mri-edge evaluate bundles/mine --heatmaps --data healthy/ --out heatmaps/ --record
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
@@ -69,9 +70,10 @@ Which images are scored (compared by SHA-256 with the bundle's split record):
 --heatmaps draws lesions in healthy scans that were not in training, and compares the heatmaps with their places.
 --data is then a folder of healthy scans, or one with a folder per class, of which the healthy scans are used.
 
-The training options (--recipe to --overwrite) require --cv, except --labels: it maps folders with other
-names than in training to the labels of the model. --cv has no BUNDLE, and takes none of the other options but
---data and --out.
+The training options (--recipe to --overwrite) require --cv, except two. --labels maps folders with other names than
+in training to the labels of the model. --groups names the scans that are not independent, for the intervals; without
+it, the test images have the groups of the training. --cv has no BUNDLE, and takes none of the other options but --data
+and --out.
 """
 
 
@@ -142,6 +144,8 @@ def evaluate(
         )
     if heatmaps and cv is not None:
         raise UsageError("--heatmaps scores a model, and --cv a recipe", "Omit one of them")
+    if heatmaps and training["groups"] is not None:
+        raise UsageError("--groups has no effect here: --heatmaps groups scans itself", "Omit --groups")
     if not heatmaps and (record_it or scans is not None):
         raise UsageError(f"{'--record' if record_it else '--scans'} needs --heatmaps", "Add --heatmaps")
     if cv is not None:
@@ -171,6 +175,7 @@ def evaluate(
         data,
         role=role,
         labels=labels,
+        groups=training["groups"],
         track=track,
         say=lambda text: click.echo(text, err=True),
         run=run,

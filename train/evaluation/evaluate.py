@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
+from mri_edge.authoring.card import METRICS
 from mri_edge.authoring.provenance import current_provenance
 from mri_edge.authoring.recalibration import recalibrated_scans
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.decode import parse
 from mri_edge.bundles.split import Split, short
 from mri_edge.errors import DataError
 from mri_edge.inference.prediction import NOTICE, decide
@@ -22,6 +24,7 @@ from mri_edge.inference.selection import RunOptions
 from mri_edge.storage.atomic import fingerprint
 from mri_edge.train.data.classified import Track, classify_scans
 from mri_edge.train.data.folder import Scan, distinct_scans, find_scans
+from mri_edge.train.data.grouping import Grouping, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
 
 from .keras_engine import describe_run, open_classifier
@@ -33,12 +36,16 @@ WORST = 20  # mistakes that a report lists
 
 @dataclass(frozen=True)
 class Chosen:
-    """The scans to score, a description of them, the number of other scans by role, and warnings."""
+    """The scans to score, a description of them, the number of other scans by role, and warnings.
+
+    ``recorded`` is True for all test images in the order of the split record.
+    """
 
     scans: list[Scan]
     what: str
     left_out: dict[str, int]
     warnings: list[str]
+    recorded: bool = False
 
 
 def evaluate(
@@ -48,6 +55,7 @@ def evaluate(
     run: RunOptions | None = None,
     role: Role | None = None,
     labels: str | None = None,
+    groups: str | Path | None = None,
     track: Track = lambda results, label, total: results,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -62,19 +70,24 @@ def evaluate(
         test images if ``data`` contains all of them, otherwise every image that the record does not list.
     labels
         As ``rule`` of ``data.labels.match_labels``: None uses the folders of the model's training.
+    groups
+        Which scans count as one in the intervals, as for ``data.grouping.parse_groups``. None uses the groups that the
+        bundle records for its test images, and takes other images as independent.
     track
         Wraps the iterator of results to show progress; called with the results, a label and their number.
     say
-        Called with the labels and their folders.
+        Called with the labels and their folders, and with the groups if there are any.
 
     Raises
     ------
     DataError
-        No image may be scored or can be read, a folder matches no label of the model, or a file has two labels.
+        No image may be scored or can be read, a folder matches no label of the model, a file has two labels, or
+        ``groups`` lacks an image.
     BundleError, EngineError, UsageError
-        The artifact cannot be run as asked.
+        The artifact cannot be run as asked, or there is no such rule of ``groups``.
     """
     manifest = bundle.manifest
+    rule = None if groups is None else parse_groups(groups)
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
     scans, matched = find_scans(data, rule=labels, trained=trained)
     say(matched.describe())
@@ -82,9 +95,15 @@ def evaluate(
     chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
     if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
         chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
+    patients = read_patients(rule.patients, chosen.scans) if rule and rule.patients else None
     with open_classifier(bundle, run or RunOptions()) as classifier:
-        found = classify_scans(classifier, chosen.scans, track, "evaluate")
+        found = classify_scans(classifier, chosen.scans, track, "evaluate", rule=rule, patients=patients)
         ran = describe_run(classifier)
+    grouping = found.grouping
+    if rule is None and chosen.recorded and (recorded := _recorded_groups(bundle, len(chosen.scans))):
+        grouping = replace(recorded, group=recorded.group[found.rows])
+    if grouping:
+        say(f"groups: {grouping.text}; {len(found.scans)} images in {len(np.unique(grouping.group))} groups")
     return {
         "model": manifest.title,
         "recipe": manifest.training.recipe,
@@ -100,9 +119,17 @@ def evaluate(
             "by_label": [sum(scan.label == index for scan in found.scans) for index in range(len(manifest.labels))],
             "what": chosen.what,
             "left_out": chosen.left_out,
+            "grouping": grouping.text if grouping else None,
         },
         "warnings": chosen.warnings,
-        **score(found.scans, found.probabilities, manifest.positive, manifest.threshold, names=manifest.labels),
+        **score(
+            found.scans,
+            found.probabilities,
+            manifest.positive,
+            manifest.threshold,
+            grouping.group if grouping else None,
+            names=manifest.labels,
+        ),
         "unreadable": found.unreadable,
         "creation": asdict(current_provenance()),
         "notice": NOTICE,
@@ -134,13 +161,13 @@ def score(
     wrong.sort(key=lambda prediction: prediction["probabilities"][prediction["label"]])
     metrics = measure(truth, probabilities, positive, threshold, group)
     if positive is None:
-        calibration = reliability(called == truth, probabilities[np.arange(len(truth)), called])
+        calibration = reliability(called == truth, probabilities[np.arange(len(truth)), called], group)
     else:
-        calibration = reliability(truth == positive, probabilities[:, positive])
+        calibration = reliability(truth == positive, probabilities[:, positive], group)
     return {
         "metrics": {name: asdict(metric) for name, metric in metrics.items()},
         "confusion_matrix": confusion_matrix(truth, called, labels=range(len(names))).tolist(),  # rows: truth
-        "folders": by_folder([scan.folder for scan in scans], truth, called == truth),
+        "folders": by_folder([scan.folder for scan in scans], truth, called == truth, group),
         "roc": roc_of(truth, probabilities, positive),
         **(_each_label(truth, probabilities, called, names, group) if len(names) > 2 else {}),
         "reliability": calibration,
@@ -161,6 +188,25 @@ def _each_label(
         "by_label": by_label(truth, probabilities, called, names, group),
         "roc_by_label": {name: roc_of(truth, probabilities, index) for index, name in enumerate(names)},
     }
+
+
+def groups_of(test: Sequence[dict[str, Any]]) -> NDArray[np.intp] | None:
+    """Return the groups of the images ``test`` of ``metrics.json``, int (N,), or None if it records none."""
+    groups = [image.get("group") for image in test]
+    return None if None in groups else np.array(groups, np.intp)
+
+
+def _recorded_groups(bundle: Bundle, images: int) -> Grouping | None:
+    """Return the groups with which training measured the test images, in the order of the split record, if any."""
+    for document in bundle.manifest.documents:
+        if document.file == METRICS:
+            try:
+                group = groups_of(parse(bundle.read(document), METRICS)["test"])
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+                return None  # a document that training did not write
+            if group is not None and group.shape == (images,):
+                return Grouping(group, str(bundle.manifest.training.details.get("grouping", "as in training")))
+    return None
 
 
 def split_of(bundle: Bundle) -> Split | None:
@@ -274,7 +320,7 @@ def _test_only(scans: Sequence[Scan], test: list[Scan], split: Split, trained: d
         )
     if relabelled := sum(scan.label != image.label for scan, image in zip(test, split.of("test"), strict=True)):
         warnings.append(f"{relabelled} images are in the folder of another label than in the bundle's record.")
-    return Chosen(test, "test images of the bundle's split record", dict(left_out), warnings)
+    return Chosen(test, "test images of the bundle's split record", dict(left_out), warnings, recorded=True)
 
 
 def _everything(scans: Sequence[Scan], trained: dict[str, str]) -> Chosen:

@@ -71,7 +71,8 @@ def _facts(record: dict[str, Any]) -> list[str]:
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
         f"{record['provider']}, {record['threads']} threads",
         f"{data['folder']}: {data['images']} images ({counts}), {data['what']}"
-        + (f"; not scored: {left_out}" if left_out else ""),
+        + (f"; not scored: {left_out}" if left_out else "")
+        + (f"; grouped by {data['grouping']}" if data["grouping"] else ""),
         f"positive label: {positive}; answer: {rule}",
     ]
 
