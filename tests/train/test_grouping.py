@@ -213,6 +213,25 @@ def test_patients_are_read_before_pictures_are(folders, tmp_path):
     assert read_patients(csv, [scan("no/no00.png")]) == ["a"]
 
 
+def test_spaces_around_the_values_of_a_csv_divide_no_patient(tmp_path):
+    csv, scans = tmp_path / "patients.csv", [scan(f"no/{name}.png") for name in "abc"]
+    csv.write_text("file,group\nno/a.png,P0\n no/b.png ,P0 \nno/c.png,\t\nno/c.png,P1\nno/d.png\n", encoding="utf-8")
+    assert read_patients(csv, scans) == ["P0", "P0", "P1"]
+    csv.write_text("file,group\nno/a.png,P0\nno/b.png, \nno/c.png,P1\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no group for 1 scans, for example 'no/b\.png'"):
+        read_patients(csv, scans)
+
+
+@pytest.mark.parametrize(("one", "other"), [("P0", "p0"), ("Jos\u00e9", "Jose\u0301"), ("P 0", "P\u00a00")])
+def test_groups_that_differ_only_in_case_or_unicode_form_are_refused(one, other, tmp_path):
+    csv = tmp_path / "patients.csv"
+    csv.write_text(f"file,group\nno/a.png,{one}\nno/b.png,{other}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="differ only in case or Unicode form") as raised:
+        read_patients(csv, [scan("no/a.png"), scan("no/b.png")])
+    assert repr(one) in raised.value.problem
+    assert repr(other) in raised.value.problem
+
+
 # --- refusing unusable groups
 
 

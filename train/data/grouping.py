@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +78,24 @@ def read_patients(path: Path, scans: Sequence[Scan]) -> list[str]:
     Raises
     ------
     DataError
-        The file cannot be read, lacks a column, lacks a scan, or gives a scan two groups.
+        The file cannot be read, lacks a column, lacks a scan, gives a scan two groups, or has groups that differ only
+        in case or Unicode form.
     """
     group_of: dict[str, str] = {}
+    spelling: dict[str, str] = {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
             for row in csv.DictReader(file):
-                name, group = row["file"], row["group"]
+                # People type these tables: a space that nobody sees must not divide a patient.
+                name, group = ((row[column] or "").strip() for column in ("file", "group"))
+                if not group:
+                    continue
+                known = spelling.setdefault(unicodedata.normalize("NFKC", group).casefold(), group)
+                if known != group:
+                    raise DataError(
+                        f"{path}: the groups {known!r} and {group!r} differ only in case or Unicode form",
+                        "Write a group in one way, and give different groups different names",
+                    )
                 if group_of.setdefault(name, group) != group:
                     raise DataError(f"{path}: {name!r} has two groups: {group_of[name]} and {group}", "Give one")
     except KeyError as error:
@@ -92,7 +104,7 @@ def read_patients(path: Path, scans: Sequence[Scan]) -> list[str]:
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot read ({error})", "Give a CSV file with the columns file,group") from error
-    missing = [scan.file for scan in scans if not group_of.get(scan.file)]
+    missing = [scan.file for scan in scans if scan.file not in group_of]
     if missing:
         raise DataError(f"{path}: no group for {len(missing)} scans, for example {missing[0]!r}", "List every scan")
     return [group_of[scan.file] for scan in scans]
