@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix, recall_score, roc_curve
 
 from mri_edge.train import crossval, pipeline
 from mri_edge.train.data import duplicates, roles
-from mri_edge.train.data.audit import inspect
+from mri_edge.train.data.audit import inspect, table
 from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import Scan, find_scans
 from mri_edge.train.data.labels import Labels
@@ -91,6 +91,24 @@ def test_copies_are_found_by_their_bytes():
         ("duplicate", ("a", "b")),
         ("contradictory", ("a", "b")),
     ]
+
+
+def test_each_set_of_similar_files_is_one_finding():
+    """Findings grow with the number of files, not with that of their pairs."""
+    hashes = np.random.default_rng(0).random((4, duplicates.HASH_BITS)) < 0.5
+    rows = [(f"{row}", row >= 1500, f"{row % 2}" if row < 1000 else f"{row}", row // 1000) for row in range(2000)]
+    rows += [("x", 0, "x", 2), ("y", 1, "y", 3), ("z", 0, "z", 3)]
+    scans = [Scan(Path(name), name, "no", int(label), sha) for name, label, sha, _ in rows]
+    found = inspect(scans, hashes[[row for *_, row in rows]])
+    assert [(finding.kind, len(finding.files)) for finding in found] == [
+        ("duplicate", 500), ("duplicate", 500),
+        ("near-duplicate", 1000), ("near-duplicate", 1000), ("near-duplicate", 2),
+        ("contradictory", 1000), ("contradictory", 2),
+    ]  # fmt: skip
+    assert found[-1].files == ("y", "z")
+    text = table(scans, found)
+    assert "1000  =  1001  =  1002  =  1003  =  … 995 more …  =  1999" in text
+    assert len(text) < 1000
 
 
 def flat_collection(count, groups=None):

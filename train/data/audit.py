@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
 from mri_edge.errors import DataError
 
 from .collection import Collection
-from .duplicates import SAME_SLICE_BITS, Hashes, close_pairs
+from .duplicates import Hashes, near_duplicates
 from .folder import Scan
 from .grouping import BLOCKS, GroupRule
 from .order import NEIGHBORS, FileOrder
 
-_SHOWN = 5  # findings of each kind in the table; the bundle's data.json (``authoring.writer.FINDINGS``) has all of them
+# Findings of each kind in the table, and files of each. The bundle's data.json (``authoring.writer.FINDINGS``) has all.
+_SHOWN = 5
 
 
 def audit(data: Collection, rule: GroupRule | None, say: Callable[[str], None]) -> list[Finding]:
@@ -62,27 +62,32 @@ class Finding:
 
 
 def inspect(scans: Sequence[Scan], hashes: Hashes) -> list[Finding]:
-    """Find duplicates, near-duplicates and contradictions.
+    """Find duplicates, near-duplicates and contradictions: one finding for each set of files.
 
-    ``duplicate`` files have the same bytes. ``near-duplicate`` files have different bytes, and perceptual hashes at
-    most ``SAME_SLICE_BITS`` apart. ``contradictory`` files are either, but have different labels.
+    ``duplicate`` files have the same bytes. ``near-duplicate`` files are a chain of pictures whose perceptual hashes
+    are at most ``SAME_SLICE_BITS`` apart, and not all of the same bytes. ``contradictory`` files are either, with
+    several labels.
     """
-    contents: dict[str, list[Scan]] = defaultdict(list)
-    for scan in scans:
-        contents[scan.sha256].append(scan)
-    same = [tuple(group) for group in contents.values() if len(group) > 1]
-    near = [
-        (scans[first], scans[second])
-        for first, second in close_pairs(hashes, SAME_SLICE_BITS)
-        if scans[first].sha256 != scans[second].sha256
-    ]
-    pairs = [pair for group in same for pair in combinations(group, 2)] + near
-    found: dict[str, Sequence[Sequence[Scan]]] = {
-        "duplicate": same,
-        "near-duplicate": near,
-        "contradictory": [pair for pair in pairs if pair[0].label != pair[1].label],
+    group = near_duplicates(hashes).tolist()
+    first_of: dict[str, int] = {}
+    for row, scan in enumerate(scans):
+        first_of.setdefault(scan.sha256, row)
+    same = _together(scans, [scan.sha256 for scan in scans])
+    near = _together(scans, [group[first_of[scan.sha256]] for scan in scans])
+    found = {
+        "duplicate": [files for files in same if len(files) > 1],
+        "near-duplicate": [files for files in near if len({scan.sha256 for scan in files}) > 1],
+        "contradictory": [files for files in near if len({scan.label for scan in files}) > 1],
     }
-    return [Finding(kind, tuple(scan.file for scan in group)) for kind, groups in found.items() for group in groups]
+    return [Finding(kind, tuple(scan.file for scan in files)) for kind, sets in found.items() for files in sets]
+
+
+def _together(scans: Sequence[Scan], keys: Sequence[Hashable]) -> list[list[Scan]]:
+    """Return the scans of each key, in order."""
+    found: dict[Hashable, list[Scan]] = defaultdict(list)
+    for scan, key in zip(scans, keys, strict=True):
+        found[key].append(scan)
+    return list(found.values())
 
 
 def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
@@ -94,10 +99,17 @@ def table(scans: Sequence[Scan], findings: Iterable[Finding]) -> str:
     for kind, of_kind in kinds.items():
         images = {file for finding in of_kind for file in finding.files}
         lines.append(f"{kind:<15} {len(of_kind):>5} groups, {len(images)} of {len(scans)} images")
-        lines += [f"{'':<15}   {'  =  '.join(finding.files)}" for finding in of_kind[:_SHOWN]]
+        lines += [f"{'':<15}   {_line(finding.files)}" for finding in of_kind[:_SHOWN]]
         if len(of_kind) > _SHOWN:
             lines.append(f"{'':<15}   … and {len(of_kind) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def _line(files: Sequence[str]) -> str:
+    """Name the first files and the last one: it often has the other label, because scans are sorted by label."""
+    if len(files) > _SHOWN:
+        files = [*files[: _SHOWN - 1], f"… {len(files) - _SHOWN} more …", files[-1]]
+    return "  =  ".join(files)
 
 
 def order_table(order: Sequence[FileOrder]) -> str:

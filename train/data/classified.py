@@ -97,15 +97,9 @@ def classify_scans(
     read = [scans[row] for row in rows]
     grouping = None
     if rule == GroupRule():
-        grouping = _near_duplicates(np.stack(hashes))
+        grouping = Grouping(duplicates.near_duplicates(np.stack(hashes)), NEAR_DUPLICATES)
     elif rule is not None:
         order = measure_order(read, np.stack(thumbnails)) if rule.block else []
         own = [patients[row] for row in rows] if patients else None
         grouping = group_scans(read, np.stack(hashes), order, rule, own)
     return Classified(np.array(rows), read, np.stack(probabilities), grouping, unreadable, unlike)
-
-
-def _near_duplicates(hashes: duplicates.Hashes) -> Grouping:
-    """Group near-duplicates. Scans with the same hash are compared with others once: there may be thousands of them."""
-    different, place = np.unique(hashes, axis=0, return_inverse=True)
-    return Grouping(duplicates.groups(different)[place.ravel()], NEAR_DUPLICATES)

@@ -60,3 +60,12 @@ def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] 
         parent[root(index)] = root(first_of.setdefault(patient, index))
     roots = [root(index) for index in range(len(hashes))]
     return np.unique(roots, return_inverse=True)[1]
+
+
+def near_duplicates(hashes: Hashes) -> NDArray[np.intp]:
+    """Return the group of each picture (N,), as ``groups`` does, but numbered in another way.
+
+    Pictures with the same hash are compared with others once: there may be thousands of them.
+    """
+    different, place = np.unique(hashes, axis=0, return_inverse=True)
+    return groups(different)[place.ravel()]
