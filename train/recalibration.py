@@ -183,7 +183,9 @@ def _choose_scans(
     roles = {short(image.sha256): image.role for image in split.images} if split else {}
     known = {scan.file: role for scan in scans if (role := roles.get(short(scan.sha256)))}
     others = [scan for scan in scans if scan.file not in known]
-    kept = distinct_scans(others)
+    kept, contradictory = distinct_scans(others)
+    for first, second in contradictory:
+        raise DataError(f"{first.file} and {second.file} are the same file with two labels", "Remove one of them")
     left_out = Counter([*known.values(), *["copy"] * (len(others) - len(kept))])
     if not kept:
         raise DataError(

@@ -71,9 +71,9 @@ def runs(work: Path) -> list[Run]:
     """Return each command once for every installed engine that it can use. Makes the input files in ``work``."""
     incoming, pictures = work / "incoming", work / "pictures"
     incoming.mkdir()
-    for label in ("no", "yes"):
+    for label, source in (("no", SCAN), ("yes", SCAN.with_name("phantom-2.jpg"))):
         (pictures / label).mkdir(parents=True)
-        shutil.copyfile(SCAN, pictures / label / f"{label}.jpg")
+        shutil.copyfile(source, pictures / label / f"{label}.jpg")
     scan, notice = str(pictures / "no" / "no.jpg"), str(SCAN.with_name("NOTICE"))
     found, held = [], Bundle.open("small").manifest.artifacts
     for engine in offered():

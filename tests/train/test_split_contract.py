@@ -281,8 +281,12 @@ def test_copies_of_unseen_images_count_once(role, known):
     chosen = choose_scans([scan("b"), scan("a"), scan("copy", content="b")], split, role)
     assert (files(chosen.scans), chosen.left_out) == (["b", "a"], {"copy": 1})
     assert chosen.warnings[-1] == "1 images are byte for byte copies of others and left out."
-    with pytest.raises(DataError, match="b and copy are the same file with two labels"):
-        choose_scans([scan("b"), scan("copy", content="b", label=1)], split, role)
+    two_labels = [scan("b"), scan("copy", content="b", label=1)]
+    chosen = choose_scans([*two_labels, scan("a")], split, role)
+    assert (files(chosen.scans), chosen.left_out) == (["a"], {"copy": 2})
+    assert chosen.warnings[-1] == "Both are left out: b and copy are the same file with two labels."
+    with pytest.raises(DataError, match="no image has one label: b and copy"):
+        choose_scans(two_labels, split, role)
 
 
 def test_copies_among_the_test_images_are_scored_as_in_the_record():

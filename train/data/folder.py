@@ -88,17 +88,18 @@ def list_scans(data: Path, label: int) -> list[Scan]:
         ]
 
 
-def distinct_scans(scans: Sequence[Scan]) -> list[Scan]:
-    """Return the scans without copies: the first of those with the same content, in order.
+def distinct_scans(scans: Sequence[Scan]) -> tuple[list[Scan], list[tuple[Scan, Scan]]]:
+    """Return the first of the scans with the same content, in order, and pairs of copies with different labels.
 
-    Raises DataError if copies have different labels.
+    The first scan of such a pair is left out as well.
     """
     first_of: dict[str, Scan] = {}
+    contradictory: dict[str, tuple[Scan, Scan]] = {}
     for scan in scans:
         first = first_of.setdefault(scan.sha256, scan)
         if first.label != scan.label:
-            raise DataError(f"{first.file} and {scan.file} are the same file with two labels", "Remove one of them")
-    return list(first_of.values())
+            contradictory.setdefault(scan.sha256, (first, scan))
+    return [scan for scan in first_of.values() if scan.sha256 not in contradictory], list(contradictory.values())
 
 
 def folder_names(data: Path) -> set[str]:

@@ -227,7 +227,7 @@ def choose_scans(
     Raises
     ------
     DataError
-        No scan may be scored, ``role`` is ``"test"`` and test images are missing, or a file has two labels.
+        No scan may be scored, ``role`` is ``"test"`` and test images are missing, or every file has two labels.
     """
     others = [scan for scan in scans if role is not None or short(scan.sha256) not in recalibrated]
     if len(others) < len(scans):
@@ -268,11 +268,18 @@ def choose_scans(
 
 
 def _choose_distinct(scans: Sequence[Scan], what: str, left_out: dict[str, int], warnings: list[str]) -> Chosen:
-    """Choose one of several copies, because copies are no independent images. Raises as ``distinct_scans``."""
-    kept = distinct_scans(scans)
+    """Choose one of several copies, because copies are no independent images, and none if their labels differ."""
+    kept, contradictory = distinct_scans(scans)
     if copies := len(scans) - len(kept):
         left_out = left_out | {"copy": copies}
         warnings = [*warnings, f"{copies} images are byte for byte copies of others and left out."]
+    if contradictory:
+        first, second = contradictory[0]
+        files = f"{first.file} and {second.file} are the same file with two labels"
+        more = f"; {len(contradictory) - 1} more such files" if len(contradictory) > 1 else ""
+        if not kept:
+            raise DataError(f"no image has one label: {files}{more}", "Remove the wrong copy of each")
+        warnings = [*warnings, f"Both are left out: {files}{more}."]
     return Chosen(kept, what, left_out, warnings)
 
 

@@ -119,8 +119,8 @@ def test_heatmap_of_a_slice_is_about_that_slice(page: Page) -> None:
     page.wait_for_answer()
     page.find(".stepper input").send_keys(Keys.END)
     assert page.text(".slice-line").startswith("Slice 20 of 20")
-    page.wait("asked.at(-1).get('heatmap') == '1' && !document.querySelector('.busy')")
-    assert page.run("asked.at(-1).get('index')") == "19"
+    page.wait("asked.at(-1).get('index') == '19' && !document.querySelector('.busy')")
+    assert page.run("asked.at(-1).get('heatmap')") == "1"
     assert page.run("asked[0].get('by')") == "series"
 
 
