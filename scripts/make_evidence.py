@@ -59,6 +59,8 @@ _WHY_OPTIMISTIC = (
     "on these images.",
 )
 
+Means = dict[str, dict[str, Any]]  # figures of ``_COMPARED``, mean of several seeds, by what was tested
+
 
 @dataclass(frozen=True)
 class Study:
@@ -161,6 +163,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     every_two = [study for study in studies if study.record["positive"] is not None]
     every_several = [study for study in studies if study.record["positive"] is None]
     two, several = _first_seeds(every_two), _first_seeds(every_several)
+    seeds = [(group, _means_of_seeds(group)) for group in _of_several_seeds(every_two)]
     ablations = _studies(root, "ablation")
     folders = sorted((path.parent for path in root.glob("runtime/models/*/metrics.json")), reverse=True)
     folders.sort(key=lambda folder: folder.name != DEFAULT_MODEL)
@@ -176,7 +179,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     page = environment.get_template("evidence.md.jinja").render(
         notice=NOTICE,
         lead=_lead(two),
-        seeds=_seeds(every_two),
+        seeds=_seeds(seeds),
         compared=_compared(every_two),
         alone=_alone(two),
         leading=_LEADING,
@@ -206,7 +209,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
     )
     before, _, rest = (root / README).read_text(encoding="utf-8").partition(f"{BEGIN}\n")
     after = rest.partition(END)[2]
-    summary = "\n\n".join(text for text in (_models(bundles), _held_out_list(every_two)) if text)
+    summary = "\n\n".join(text for text in (_models(bundles), _held_out_list(two, seeds)) if text)
     return {PAGE: page, README: f"{before}{BEGIN}\n{summary}\n{END}{after}"}
 
 
@@ -287,7 +290,7 @@ def _compared(studies: Sequence[Study]) -> str:
             pairs = [(_answers(study, chosen), _answers(other, chosen)) for study in ours]
             found = mean_difference(images.label[chosen] == other.record["positive"], pairs, images.group[chosen])
             rows.append((other.held_out, tested, *(_signed(found[name]) for name in _COMPARED)))
-    return _table(("held out", "tested on", *_COMPARED.values()), rows, text=2) if rows else ""
+    return _table(("held out", "tested on", *_COMPARED.values()), rows, text=2)
 
 
 def _of_several_seeds(studies: Iterable[Study]) -> list[list[Study]]:
@@ -300,20 +303,20 @@ def _of_several_seeds(studies: Iterable[Study]) -> list[list[Study]]:
     return [group for group in found.values() if len(group) > 1]
 
 
-def _seeds(studies: Sequence[Study]) -> str:
+def _seeds(groups: Iterable[tuple[Sequence[Study], Means]]) -> str:
     """Return the mean over the seeds, with its interval, and the AUC of each seed."""
     rows = []
-    for group in _of_several_seeds(studies):
-        for tested, mean in _means_of_seeds(group).items():
+    for group, by_tested in groups:
+        for tested, mean in by_tested.items():
             seeds = ", ".join(str(study.record["seed"]) for study in group)
             each = ", ".join(f"{_auc(study, tested):.3f}" for study in group)
             means = (interval(mean[key]) for key in _COMPARED)
             rows.append((group[0].held_out, tested, group[0].record["recipe"], seeds, *means, each))
     heads = ("held out", "tested on", "recipe", "seeds", *_COMPARED.values(), "AUC of each seed")
-    return _table(heads, rows, text=4) if rows else ""
+    return _table(heads, rows, text=4)
 
 
-def _means_of_seeds(group: Sequence[Study]) -> dict[str, dict[str, Any]]:
+def _means_of_seeds(group: Sequence[Study]) -> Means:
     """Return the figures of ``_COMPARED``, mean of the seeds, by what was tested."""
     images = ScoredImages.of(group[0].record)
     return {
@@ -343,11 +346,7 @@ def _alone(studies: Sequence[Study]) -> str:
         for source, models in study.record["by_source"].items()
         for figures in models.values()
     ]
-    return (
-        _table(("tested on", "trained on", "images", *_names(_MAIN)), sorted(rows, reverse=True), text=2)
-        if rows
-        else ""
-    )
+    return _table(("tested on", "trained on", "images", *_names(_MAIN)), sorted(rows, reverse=True), text=2)
 
 
 def _answers(study: Study, rows: NDArray[np.intp]) -> BinaryAnswers:
@@ -357,20 +356,19 @@ def _answers(study: Study, rows: NDArray[np.intp]) -> BinaryAnswers:
     return BinaryAnswers(probabilities[:, positive], images.called[name] == positive).of(rows)
 
 
-def _held_out_list(studies: Sequence[Study]) -> str:
-    """Return the AUC of the leading recipe's studies that hold out more than slices, as a list for README."""
-    ours = [study for study in studies if study.rank < 2 and study.record["recipe"] == _LEADING]
-    several = {group[0].file: group for group in _of_several_seeds(ours)}
+def _held_out_list(studies: Iterable[Study], seeds: Iterable[tuple[Sequence[Study], Means]]) -> str:
+    """Return the AUC of the leading recipe's studies that hold out more than slices, as a list for README.
+
+    ``studies`` has the first seed of each; where ``seeds`` has more, the mean is given.
+    """
+    several = {group[0].file: (len(group), means) for group, means in seeds}
     lines = []
-    for study in _first_seeds(ours):
-        group = several.get(study.file, [])
-        found = (
-            {tested: mean["auc"] for tested, mean in _means_of_seeds(group).items()}
-            if group
-            else {tested: figures["auc"] for tested, _, figures in study.tested()}
-        )
-        values = ", ".join(f"{interval(auc)} on {tested}" for tested, auc in found.items())
-        mean = f", mean of {len(group)} seeds" if group else ""
+    for study in studies:
+        if study.rank > 1 or study.record["recipe"] != _LEADING:
+            continue
+        count, found = several.get(study.file, (1, {tested: figures for tested, _, figures in study.tested()}))
+        values = ", ".join(f"{interval(figures['auc'])} on {tested}" for tested, figures in found.items())
+        mean = f", mean of {count} seeds" if count > 1 else ""
         lines.append(f"- `{_LEADING}`, {study.held_out} held out: AUC {values}{mean}")
     return "\n".join(lines)
 
@@ -574,7 +572,7 @@ def _seeds_of_several(studies: Sequence[Study]) -> str:
         for study in group
         for _, _, figures in study.tested()
     ]
-    return _table(("held out", "recipe", "seed", *_names(keys)), rows, text=3) if rows else ""
+    return _table(("held out", "recipe", "seed", *_names(keys)), rows, text=3)
 
 
 def _contributions(ablations: Sequence[Study], studies: Sequence[Study]) -> str:

@@ -254,6 +254,17 @@ WINDOW = click.option(
 _RUN_FIELDS = ("artifact", "engine", "provider", "threads", "allow_fallback")
 
 
+def port_option(default: int) -> Callable[[Function], Function]:
+    """Return ``--port`` of a command that listens."""
+    return click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=default,
+        show_default=True,
+        help="Port to listen on; 0 is a free one, which is printed.",
+    )
+
+
 def run_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
     """Add options that say how to run a model, then ``-v``; the command gets their values as ``run``, a RunOptions.
 

@@ -388,7 +388,7 @@ def mean_difference(
 
     def differences(weights: Weights) -> Figures:
         parts = [[_paired_figures(is_positive, answers, weights) for answers in pair] for pair in pairs]
-        return {name: np.mean([ours[name] - theirs[name] for ours, theirs in parts], axis=0) for name in parts[0][0]}
+        return _mean_of([{name: ours[name] - theirs[name] for name in ours} for ours, theirs in parts])
 
     return _paired(differences, is_positive, group)
 
@@ -397,10 +397,13 @@ def mean_figures(is_positive: Flags, answers: Sequence[BinaryAnswers], group: In
     """Return the metrics of ``mean_difference``, mean of several models, with intervals of the same resamples."""
 
     def means(weights: Weights) -> Figures:
-        parts = [_paired_figures(is_positive, each, weights) for each in answers]
-        return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+        return _mean_of([_paired_figures(is_positive, each, weights) for each in answers])
 
     return _paired(means, is_positive, group)
+
+
+def _mean_of(parts: Sequence[Figures]) -> Figures:
+    return {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
 
 
 def _paired_figures(

@@ -81,8 +81,8 @@ def evaluate(
     Raises
     ------
     DataError
-        No image may be scored or can be read, a folder matches no label of the model, a file has two labels, or
-        ``groups`` lacks an image.
+        No image may be scored or can be read, a folder matches no label of the model, every file has two
+        labels, or ``groups`` lacks an image.
     BundleError, EngineError, UsageError
         The artifact cannot be run as asked, or there is no such rule of ``groups``.
     """

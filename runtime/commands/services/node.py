@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
+from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, port_option, reading_options
 from mri_edge.commands.output import report
 from mri_edge.commands.usage import DAY_S, NumberRange
 from mri_edge.errors import UsageError, first_line
@@ -36,13 +36,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 @click.command(epilog=EXAMPLES)
 @click.option("--spool", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of the node.")
 @click.option("--aet", default="MRIEDGE", show_default=True, metavar="AET", help="AE title of the node.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=11112,
-    show_default=True,
-    help="Port to listen on; 0 is a free one, which is printed.",
-)
+@port_option(11112)
 @click.option(
     "--bind",
     metavar="ADDRESS",

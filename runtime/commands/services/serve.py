@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from mri_edge.bundles.bundle import DEFAULT_MODEL
-from mri_edge.commands.options import REQUIRE_SIGNATURE, complete_models, reading_options, run_options
+from mri_edge.commands.options import REQUIRE_SIGNATURE, complete_models, port_option, reading_options, run_options
 from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, first_line
 from mri_edge.inference.selection import RunOptions
@@ -43,13 +43,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="Address to listen on. One that other machines reach needs --token-file or --tls-cert.",
 )
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="Port to listen on; 0 is a free one, which is printed.",
-)
+@port_option(8000)
 @click.option(
     "--token-file",
     type=_FILE,
