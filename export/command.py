@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _NEEDED = ("tensorflow", "keras", "tf2onnx", "onnx", "ai_edge_litert", "jinja2", "sklearn", "scipy")
 _DEFAULT_FORMATS = ("onnx", "tflite")
 _OF_CALIBRATION = ("calibration", "method", "calibration_images", "search")
+_OF_THE_GATE = ("max_difference", "mean_difference", "flip_rate")
 _OF_A_MODEL_FILE = ("labels", "positive", "preprocessing", "activation", "overwrite")
 _HEADER = ("artifact", "MB", "accuracy (95%)", "largest |Δp|", "mean |Δp|", "flips", "verdict")
 _INTERRUPTED = 130  # 128 + SIGINT, as in shells
@@ -209,7 +210,7 @@ def export(
         folder, scans = described.bundle, described.data
 
     def run(step: Callable[[str], None]) -> _Outcome:
-        _check_calibration(names)  # only here, because it imports TensorFlow
+        _refuse_ignored(names, scans)  # only here, because it imports TensorFlow
         if scans is None:
             from .uncompared import export_uncompared
 
@@ -265,8 +266,10 @@ def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool)
     return names
 
 
-def _check_calibration(names: tuple[str, ...]) -> None:
-    """Raise UsageError if an option of calibration was typed, and none of the formats is calibrated."""
+def _refuse_ignored(names: tuple[str, ...], scans: Path | None) -> None:
+    """Raise UsageError if an option was typed about a calibration or a comparison that this export does without."""
+    if scans is None:
+        refuse_typed(_OF_THE_GATE, "is about a comparison on scans, and without --data there is none", "Add --data DIR")
     if not any(find_format(name).CALIBRATED for name in names):
         refuse_typed(
             _OF_CALIBRATION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import pytest
 pytest.importorskip("pydicom", reason="needs the extra node")
 
 from mri_edge.errors import OutputError, UsageError
+from mri_edge.scans.readers import _dicom_file
 from mri_edge.services.dicom import addresses, delivery
 from mri_edge.services.dicom.addresses import DicomAddress, WebAddress, parse_destination, parse_sender
 from mri_edge.services.dicom.answers import Answer, Answers
@@ -186,6 +188,32 @@ def test_an_unreadable_header_is_set_aside_without_a_word_of_it(spool: Spool) ->
     assert instances(spool.failed) == [short_hash("1.9")]
     assert len(spool.open) == 1  # without the identifier of a series it is one of its own
     assert dicom_samples.SECRET not in "".join(spool.messages)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("broken", ["read", "move"])
+def test_a_file_that_cannot_be_read_or_moved_stays_and_does_not_hold_up_others(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """An I/O error or too many open files: the instance was acknowledged, and may be readable later."""
+    store(spool, "1.1", "5.1")
+    (stuck,) = spool.incoming.iterdir()
+    store(spool, "1.2", "5.2")
+    target, name = (_dicom_file, "open_scan") if broken == "read" else (os, "replace")
+    original = getattr(target, name)
+
+    def failing(path: Any, *others: Any) -> Any:
+        if Path(path) == stuck:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path, *others)
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"cannot be read or moved \(Input/output"):
+        patch.setattr(target, name, failing)
+        spool.sort()
+    assert [path.name for path in spool.incoming.iterdir()] == [stuck.name]
+    assert short_hash("1.2", "5.2") in spool.open
+    assert spool.sort() == 1
+    assert instances(spool.failed) == []
+    assert instances(spool.series / short_hash("1.2", "5.1")) == [short_hash("1.1")]
 
 
 # --- answers

@@ -168,15 +168,21 @@ class Node:
             self._write_state()
             self._free_memory()
         key = None
+        problem = None
         if not self._is_busy():
-            self.spool.sort(self._beat)
+            try:
+                self.spool.sort(self._beat)
+            except OutputError as error:  # what could be sorted is answered all the same
+                problem = error
             self._sorted = time.monotonic()
             key = self._complete()
+        if key is not None:
+            with suppress(_Stopped):
+                self._answer(key)
+        if problem is not None:
+            raise problem
         if key is None:
             self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
-            return
-        with suppress(_Stopped):
-            self._answer(key)
 
     def _is_busy(self) -> bool:
         """Whether instances came since the last look: sorting them now would delay the next ones. Not for long."""

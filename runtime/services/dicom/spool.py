@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 from mri_edge.errors import InputError, OutputError
+from mri_edge.scans.files import is_transient
 from mri_edge.scans.readers import dicom
 from mri_edge.storage.atomic import make_folder, sync_folder
 
@@ -140,21 +141,30 @@ class Spool:
         return "stored"
 
     def sort(self, beat: Callable[[], None] = lambda: None) -> int:
-        """Move received instances to their series, calling ``beat`` after each. Returns how many there were.
+        """Move received instances to their series, calling ``beat`` after each. Returns how many were moved.
 
         Raises
         ------
         OutputError
-            A folder cannot be written.
+            Some could not be read or moved at this moment, and stay. All others were moved.
         """
         number = 0
+        failure: OutputError | None = None
         try:
-            for name in list(_listed(self.incoming)):
-                self._sort(name)
-                beat()
-                number += 1
+            names = list(_listed(self.incoming))
         except OSError as error:
-            raise OutputError(f"{self.folder}: cannot write ({error.strerror})", "Free some space") from error
+            raise OutputError(f"{self.incoming}: cannot be read ({error.strerror})") from error
+        for name in names:
+            try:
+                self._sort(name)
+                number += 1
+            except OSError as error:
+                failure = failure or OutputError(
+                    f"{self.incoming / name}: cannot be read or moved ({error.strerror})", "Free some space"
+                )
+            beat()
+        if failure is not None:
+            raise failure
         return number
 
     def close(self, key: str) -> None:
@@ -194,9 +204,9 @@ class Spool:
         path = self.incoming / name
         try:
             found = dicom.texts(str(path), {_STUDY, _SERIES})
-        except OSError:
-            raise
-        except Exception as error:  # noqa: BLE001 (otherwise it would end the program again at each start)
+        except Exception as error:
+            if isinstance(error.__cause__, OSError) and is_transient(error.__cause__):
+                raise error.__cause__ from error
             problem = error.problem.removeprefix(f"{path}: ") if isinstance(error, InputError) else fault(error)
             os.replace(path, self.failed / name)
             self._report(f"{self.failed / name}: {problem}")
