@@ -124,6 +124,23 @@ def finalize(model: ModelProto) -> ModelProto:
     return model
 
 
+def number_tensors(model: ModelProto) -> ModelProto:
+    """Replace the names of inner tensors by numbers. Nodes keep theirs, which profilers show. ``model`` is modified.
+
+    The names that tf2onnx and the quantizer of ONNX Runtime make up take a tenth of the file of a small int8 model.
+    """
+    names = {value.name: value.name for value in (*model.graph.input, *model.graph.output)} | {"": ""}
+    made = (name for node in model.graph.node for name in node.output)
+    for name in (*(tensor.name for tensor in model.graph.initializer), *made):
+        names.setdefault(name, str(len(names)))
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in model.graph.node:
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    return model
+
+
 def cast_pixels_first(model: ModelProto) -> ModelProto:
     """A copy in which the pixels become floats before they are transposed, for TensorRT.
 

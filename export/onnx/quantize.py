@@ -26,7 +26,7 @@ from mri_edge.export.calibration.observation import PIXELS, Method, Observation,
 from mri_edge.export.formats import Converted
 from mri_edge.export.sources.device_graph import INPUT
 
-from .convert import constants, consumers, finalize, set_constant
+from .convert import constants, consumers, finalize, number_tensors, set_constant
 from .explanation import PREFIX
 
 QUANTIZED = (
@@ -84,7 +84,7 @@ def quantize_with(
     )
     _read_pixels_as_integers(result)
     _scale_gradients(result)
-    return finalize(result).SerializeToString(), {
+    return number_tensors(finalize(result)).SerializeToString(), {
         "weights": f"int8 per channel, {weight_bits} bits, bias corrected",
         "activations": "uint8 per tensor",
         "float_nodes": list(keep_float),

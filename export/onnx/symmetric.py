@@ -19,7 +19,7 @@ from mri_edge.export.calibration.calibrator import Calibrator, Recipe
 from mri_edge.export.calibration.observation import Method, Observation
 from mri_edge.export.formats import Converted
 
-from .convert import cast_pixels_first, finalize
+from .convert import cast_pixels_first, finalize, number_tensors
 from .quantize import WEIGHTED, correct_biases, first, head, insert_qdq, observer
 
 
@@ -58,7 +58,7 @@ def _quantize_with(
             "OpTypesToExcludeOutputQuantization": list(WEIGHTED),
         },
     )
-    return finalize(result).SerializeToString(), {
+    return number_tensors(finalize(result)).SerializeToString(), {
         "weights": "int8 per channel, 8 bits, bias corrected",
         "activations": "int8 per tensor, symmetric",
         "float_nodes": list(keep_float),

@@ -145,6 +145,20 @@ def test_quantized_files_are_smaller(exported):
     assert sizes["model.fp16.onnx"] < 0.65 * sizes["model.onnx"]
 
 
+@pytest.mark.parametrize("file", ["model.int8.onnx", "model.int8-symmetric.onnx"])
+def test_int8_onnx_names_its_nodes_and_numbers_its_tensors(exported, file):
+    import onnx
+
+    graph = onnx.load(exported.folder / file).graph
+    outer = {value.name for value in (*graph.input, *graph.output)}
+    tensors = {name for node in graph.node for name in (*node.input, *node.output) if name}
+    assert outer < tensors
+    assert all(name.isdecimal() for name in tensors - outer)
+    nodes = [node.name for node in graph.node]
+    assert len(set(nodes)) == len(nodes)
+    assert any("conv" in name.lower() for name in nodes)
+
+
 def test_file_of_each_format_has_the_suffix_of_its_engine():
     for name in installed_formats():
         target = find_format(name)
