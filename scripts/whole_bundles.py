@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,19 +28,15 @@ from benchmarks.compare.subjects import SCALED_BACK
 from benchmarks.guard.float_twin import write_float_twin
 from benchmarks.processes import CHECKOUT, program
 from mri_edge import Classifier
-from mri_edge.authoring.writer import rewrite_bundle
+from mri_edge.authoring.writer import KERAS, rewrite_bundle
 from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
-from mri_edge.bundles.split import Split
+from mri_edge.bundles.split import SPLIT, Split
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.train.bundle import write_bundle
 from mri_edge.train.data.collection import Collection, collect
 from mri_edge.train.data.folder import find_scans
-from mri_edge.train.data.labels import Labels
 from mri_edge.train.data.roles import choose_roles, rows_of
-from mri_edge.train.evaluation.metrics import measure
 from mri_edge.train.models.network import Network, build_network, predict
 from mri_edge.train.models.registry import find_backbone
-from mri_edge.train.models.weights import BackboneWeights
 from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.recipes.registry import find_recipe
 
@@ -102,11 +99,10 @@ def keras_network(bundle: Bundle, recipe: RecipeSpec) -> Network:
     return network
 
 
-def write_keras_bundle(name: str, out: Path, collection: Collection, labels: Labels, split: Split) -> None:
-    """Write the bundle of an embedded model to ``out``, with ``model.keras`` as its only model file."""
+def write_keras_bundle(name: str, out: Path, collection: Collection, split: Split) -> None:
+    """Write a copy of an embedded model to ``out``, with ``model.keras`` and the whole split besides its own files."""
     bundle = Bundle.open(EMBEDDED / name)
-    manifest = bundle.manifest
-    training = manifest.training
+    training = bundle.manifest.training
     if split.split_fingerprint != training.split_fingerprint:
         sys.exit(f"--data: not the images, or not the split, that {name} was trained on")
     recipe = find_recipe(training.recipe)
@@ -117,26 +113,12 @@ def write_keras_bundle(name: str, out: Path, collection: Collection, labels: Lab
         difference = float(np.abs(probabilities - shipped.engine.run(collection.pixels[test])).mean())
     if difference > AS_SHIPPED:
         sys.exit(f"{name}: Keras' answers differ from the shipped ones by {difference:.3f} on average")
-    write_bundle(
-        out,
-        network,
-        name=name,
-        recipe=recipe,
-        seed=training.seed,
-        labels=labels,
-        split=split,
-        architecture=training.backbone,
-        weights=BackboneWeights(
-            (), training.backbone_weights, manifest.licences["backbone weights"], training.backbone_sha256
-        ),
-        history=[],
-        probabilities=probabilities,
-        metrics=measure(collection.label[test], probabilities, labels.positive, manifest.threshold),
-        overwrite=True,
-        threshold=manifest.threshold,
-        split_name=training.split,
-        training_details={**training.details, **({} if (bundle.folder / FLOAT).is_file() else {SCALED_BACK: INT8})},
-    )
+    with rewrite_bundle(bundle, out) as writer:
+        network.whole.save(writer.path(KERAS))
+        writer.add_keras_model()
+        writer.add_document(SPLIT, split.to_json())
+        if not (bundle.folder / FLOAT).is_file():
+            writer.update(training=replace(training, details={**training.details, SCALED_BACK: INT8}))
 
 
 def restore_shipped(name: str, out: Path) -> None:
@@ -154,12 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="the training data")
     parser.add_argument("--out", type=Path, default=CHECKOUT / "bundles", help="default: bundles/")
     options = parser.parse_args(arguments)
-    scans, labels = find_scans(options.data)
+    scans, _ = find_scans(options.data)
     codes = []
     for name in embedded_models():
         collection = collect(scans, Bundle.open(name).manifest.preprocessing)
         split = choose_roles(collection)
-        write_keras_bundle(name, options.out / name, collection, labels, split)
+        write_keras_bundle(name, options.out / name, collection, split)
         export = program("export", options.out / name, "--all", "--keep-going", "--data", options.data)
         codes.append(subprocess.run(export, check=False).returncode)
         restore_shipped(name, options.out / name)

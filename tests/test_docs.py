@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 PAGES = [CHECKOUT / "README.md", CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (not run: [^\n]+|numbers vary) -->\n)?```console\n(.*?)^```", re.M | re.S)
-SPEED_ROWS = 5
+SPEED_ROWS = 6
 
 
 def page_name(path: Path) -> str:
@@ -206,7 +206,7 @@ def test_speed_in_readme_is_from_the_generated_table() -> None:
     generated = (DOCS / "benchmarks.md").read_text(encoding="utf-8").splitlines()
     rows = [line for line in readme.splitlines() if re.match(r"\| (lite|small|vgg16) \|", line)]
     assert len(rows) == SPEED_ROWS
-    assert [row for row in rows if row not in generated] == []
+    assert [row for row in rows if not any(line.startswith(row) for line in generated)] == []
 
 
 def test_pages_state_research_use_only() -> None:

@@ -74,7 +74,7 @@ def tables(found: dict[str, Records], results: str) -> str:
             lines += [*_cold_starts(records, records.cold_start["rows"]), "", *_notes(records), ""]
         else:
             names = {name for name in records.cold_start["rows"] if "mri-edge predict" in name}
-            rows = {*_fastest(records, _our_arithmetic), records.compare["baseline"]}
+            rows = {*_fastest(records, _our_engine), records.compare["baseline"]}
             lines += [f"On another kind of machine, `{kind}`: {_circumstances(records)}", ""]
             lines += [*_table(records, rows), ""]
             lines += [*_cold_starts(records, names | {records.cold_start["baseline"]}), ""]
@@ -130,9 +130,9 @@ def _group(row: Row) -> str:
     return next((name for name in names if name and row["title"].startswith(name)), "a library's own interface")
 
 
-def _our_arithmetic(row: Row) -> str | None:
-    """Our engines together, in int8 and in float."""
-    return str(roof.kind_of(row) == "int8") if row["title"].startswith("mri-edge") else None
+def _our_engine(row: Row) -> str | None:
+    """Each of our engines."""
+    return row["title"] if row["title"].startswith("mri-edge") else None
 
 
 def _markdown(columns: dict[str, bool], rows: list[list[str]]) -> list[str]:
