@@ -117,7 +117,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
     type=click.IntRange(0, 2**31 - 1),
     default=0,
     show_default=True,
-    help="Seed for drawing the calibration images.",
+    help="Seed for drawing the images that calibrate and that are compared and, with --from, the test images.",
 )
 @click.option("--max-difference", type=NumberRange(0), help="Gate: largest |Δp| of every artifact.")
 @click.option("--mean-difference", type=NumberRange(0), help="Gate: mean |Δp| of every artifact.")
@@ -210,7 +210,7 @@ def export(
         folder, scans = described.bundle, described.data
 
     def run(step: Callable[[str], None]) -> _Outcome:
-        _refuse_ignored(names, scans)  # only here, because it imports TensorFlow
+        _refuse_ignored(names, scans, settings["search"])  # only here, because it imports TensorFlow
         if scans is None:
             from .uncompared import export_uncompared
 
@@ -266,8 +266,10 @@ def _choose_formats(listed: tuple[str, ...] | None, quantize: bool, every: bool)
     return names
 
 
-def _refuse_ignored(names: tuple[str, ...], scans: Path | None) -> None:
-    """Raise UsageError if an option was typed about a calibration or a comparison that this export does without."""
+def _refuse_ignored(names: tuple[str, ...], scans: Path | None, search: bool) -> None:
+    """Raise UsageError if an option was typed that this export does not use."""
+    if search:
+        refuse_typed(("method",), "has no effect with --search, which tries every method", "Omit one of the two")
     if scans is None:
         refuse_typed(_OF_THE_GATE, "is about a comparison on scans, and without --data there is none", "Add --data DIR")
     if not any(find_format(name).CALIBRATED for name in names):

@@ -213,25 +213,25 @@ def add_artifacts(
     if calibrator and any(result.artifact.precision == "int8" for result in added):
         writer.update(calibration=calibrator.record)
     comparisons = {result.artifact.file: result.comparison.to_dict() for result in added}
-    facts = {"reference": source.origin, "split_fingerprint": source.split.split_fingerprint}
+    facts = {
+        "reference": source.origin,
+        "split_fingerprint": source.split.split_fingerprint,
+        "threshold": manifest.threshold,
+    }
     write_parity(writer, images, comparisons, facts)
     return results
 
 
 def _read_split(bundle: Bundle) -> Split:
-    content = _read_document(bundle, SPLIT)
-    if content is None:
+    document = bundle.manifest.document(SPLIT)
+    if document is None:
         raise BundleError(f"{bundle.folder}: contains no {SPLIT}, so the test images are not known")
-    return Split.from_json(content, origin=str(bundle.folder / SPLIT))
+    return Split.from_json(bundle.read(document), origin=str(bundle.folder / SPLIT))
 
 
 def _read_teacher(bundle: Bundle) -> TeacherAnswers | None:
-    content = _read_document(bundle, TEACHER)
-    return TeacherAnswers.from_json(content, str(bundle.folder / TEACHER)) if content is not None else None
-
-
-def _read_document(bundle: Bundle, file: str) -> bytes | None:
-    return next((bundle.read(document) for document in bundle.manifest.documents if document.file == file), None)
+    document = bundle.manifest.document(TEACHER)
+    return TeacherAnswers.from_json(bundle.read(document), str(bundle.folder / TEACHER)) if document else None
 
 
 def _reference_images(source: Source, compared: ComparedImages, step: Callable[[str], None]) -> ReferenceImages:

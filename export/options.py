@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,10 +134,19 @@ def _parse_preprocessing(text: str) -> Preprocessing:
     from mri_edge.bundles.decode import parse, read
     from mri_edge.scans.preprocessing import Preprocessing
 
-    if text.lstrip().startswith("{"):
-        return read(Preprocessing, parse(text, "--preprocessing"), "--preprocessing")
-    try:
-        content = Path(text).read_bytes()
-    except OSError as error:
-        raise UsageError(f"--preprocessing: {text}: cannot read ({error.strerror})") from error
-    return read(Preprocessing, parse(content, text), text)
+    origin = "--preprocessing"
+    content: str | bytes = text
+    if not text.lstrip().startswith("{"):
+        origin = text
+        try:
+            content = Path(text).read_bytes()
+        except OSError as error:
+            raise UsageError(f"--preprocessing: {text}: cannot read ({error.strerror})") from error
+    document = parse(content, origin)
+    preprocessing = read(Preprocessing, document, origin)
+    keys = [field.name for field in fields(Preprocessing)]
+    if unknown := [key for key in document if key not in keys]:
+        raise UsageError(f"{origin}: unknown key {unknown[0]!r}", f"Keys: {', '.join(keys)}")
+    if ("height" in document) != ("width" in document):
+        raise UsageError(f"{origin}: height and width belong together", "Give both")
+    return preprocessing

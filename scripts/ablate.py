@@ -53,15 +53,21 @@ CHANGES = {
 }
 
 
+def _folds(_context: click.Context, _parameter: click.Parameter, text: str) -> int | None:
+    if text != "sources" and not (text.isdecimal() and int(text) > 1):
+        raise click.BadParameter(f"takes a number of folds from 2, or 'sources'. Received: {text!r}")
+    return None if text == "sources" else int(text)
+
+
 @click.command()
 @click.argument("change", type=click.Choice(list(CHANGES)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--recipe", default="lite", show_default=True)
 @click.option("--backbone-weights", default="auto", show_default=True, help="As for `mri-edge train`.")
-@click.option("--cv", default="sources", show_default=True, help="A number of folds, or 'sources'.")
+@click.option("--cv", default="sources", show_default=True, help="A number of folds, or 'sources'.", callback=_folds)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-def main(change: str, data: Path, out: Path, recipe: str, backbone_weights: str, cv: str, seed: int) -> None:
+def main(change: str, data: Path, out: Path, recipe: str, backbone_weights: str, cv: int | None, seed: int) -> None:
     """Cross-validate a recipe with one part changed."""
     load_keras("train")
     from mri_edge.train.crossval import cross_validate
@@ -71,12 +77,16 @@ def main(change: str, data: Path, out: Path, recipe: str, backbone_weights: str,
         data,
         out,
         part.apply(find_recipe(recipe)),
-        folds=None if cv == "sources" else int(cv),
+        folds=cv,
         seed=seed,
         backbone_weights=backbone_weights,
         say=lambda text: click.echo(text, err=True),
     )
-    command = f"python -m scripts.ablate {change} --data PATH --out PATH --recipe {recipe} --cv {cv} --seed {seed}"
+    weights = "" if backbone_weights == "auto" else f" --backbone-weights {backbone_weights}"
+    command = (
+        f"python -m scripts.ablate {change} --data PATH --out PATH --recipe {recipe}{weights} --cv {cv or 'sources'} "
+        f"--seed {seed}"
+    )
     record = {"change": part.name, **record, "creation": record["creation"] | {"command": command}}
     atomic_write(out / "crossval.json", to_json(record))
     click.echo(out / "crossval.json")

@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     scans, _ = find_scans(options.data)
     codes = []
     for name in embedded_models():
-        collection = collect(scans, Bundle.open(name).manifest.preprocessing)
+        collection = collect(scans, Bundle.open(name).manifest.preprocessing, with_slices=False)
         split = choose_roles(collection)
         write_keras_bundle(name, options.out / name, collection, split)
         export = program("export", options.out / name, "--all", "--keep-going", "--data", options.data)

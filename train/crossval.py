@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from mri_edge.errors import DataError, OutputError, UsageError
 from mri_edge.inference.prediction import decide
 from mri_edge.storage.atomic import atomic_write, fingerprint, make_folder
 from mri_edge.storage.staging import locked_folder, locked_temp_folder
+from mri_edge.train.data import duplicates
 from mri_edge.train.data.audit import audit, check_groups
 from mri_edge.train.data.collection import Collection, Indices, collect, store_bytes
-from mri_edge.train.data.duplicates import groups as near_duplicates
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.grouping import BLOCKS, parse_groups
 from mri_edge.train.data.labels import Labels
@@ -117,7 +117,8 @@ def cross_validate(
     _check_fold(only, count)
     make_folder(out)
     weights = find_backbone(_trained_first(recipe).backbone).load_weights(backbone_weights, say)
-    _check_space(out, recipe, seed, scans, [only] if only else range(1, count + 1))
+    numbers = [only] if only else range(1, count + 1)
+    _check_space(out, recipe, seed, scans, numbers, overwrite=overwrite)
     say(f"reading {len(scans)} scans")
     with locked_temp_folder(out, ".scans-") as store:
         collection = collect(
@@ -163,11 +164,13 @@ def _check_out(out: Path, data: Path) -> None:
         )
 
 
-def _check_space(out: Path, recipe: RecipeSpec, seed: int, scans: Sequence[Scan], numbers: Iterable[int]) -> None:
+def _check_space(
+    out: Path, recipe: RecipeSpec, seed: int, scans: Sequence[Scan], numbers: Iterable[int], *, overwrite: bool
+) -> None:
     """Raise OutputError unless the disk has space for the scans and for the training of these folds."""
     models = _models(recipe, seed)
     needed = store_bytes(scans, recipe.preprocessing, with_slices=recipe.needs_slices)
-    unfinished = [number for number in numbers if _missing(number, models, out)]
+    unfinished = [number for number in numbers if overwrite or _missing(number, models, out)]
     if unfinished:
         needed += feature_bytes(recipe, len(scans)) + _STATE_BYTES[type(recipe.schedule)]
         # The views of every fold stay, so that other students can be trained on them.
@@ -419,7 +422,7 @@ def _stress(trained: Trained, job: Job, recipe: RecipeSpec) -> Stress:
     """Score equally many held-out slices of each label under each change; none if a label has no slice in the fold."""
     data, labels = job.data, range(len(job.labels.names))
     rng = np.random.default_rng([job.seed, 2])
-    # With two labels the positive one comes first.
+    # Highest index first: the order decides which slices are drawn.
     of_label = [job.watched[data.label[job.watched] == label] for label in sorted(labels, reverse=True)]
     count = min(len(rows) for rows in of_label)
     if count == 0:
@@ -494,7 +497,8 @@ def _identity(
     schedule = recipe.schedule
     facts: list[Any] = [_values(_trained_first(recipe)), folds, seed, weights.sha256, labels.names, labels.positive]
     if isinstance(schedule, Distillation):
-        facts += [schedule.pool_views, schedule.batch]
+        pool = (recipe.preprocessing, recipe.transforms, recipe.split)
+        facts += [schedule.pool_views, schedule.batch, *map(astuple, pool)]
     rows = zip(data.scans, data.group.tolist(), trainable.tolist(), strict=True)
     images = (f"{scan.file}\0{scan.sha256}\0{scan.label}\0{group}\0{may}" for scan, group, may in rows)
     return fingerprint([json.dumps(facts), *images])
@@ -533,7 +537,7 @@ def _bundle_split(
     The images that test the bundle, and images near them, may not. If the data cannot be split, there is no bundle, and
     only the reference's test images are excluded.
     """
-    plain = dataclasses.replace(data, group=near_duplicates(data.hashes))
+    plain = dataclasses.replace(data, group=duplicates.groups(data.hashes))
     try:
         split = assign_roles(plain, recipe.split, "reference", labels.names, left_out, seed)
     except DataError:

@@ -207,13 +207,13 @@ def _check_bundle(bundle: Bundle) -> None:
             f"{bundle.folder}: is recalibrated, so its threshold is on another scale",
             "Name the bundle that it was made from",
         )
-    if manifest.metrics and all(document.file != METRICS for document in manifest.documents):
+    if manifest.metrics and manifest.document(METRICS) is None:
         raise BundleError(f"{bundle.folder}: has no {METRICS}, from which its figures could be computed again")
 
 
 def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
     """Compute ``metrics.json`` and the manifest's metrics again from the recorded answers to the test images."""
-    document = next((document for document in bundle.manifest.documents if document.file == METRICS), None)
+    document = bundle.manifest.document(METRICS)
     if document is None:
         return
     manifest = writer.manifest
@@ -224,6 +224,7 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
         probabilities = np.array([image["probabilities"] for image in test], np.float32)
         # A shipped bundle names images by their hashes; the folder of each label is taken from the old record.
         folder = {entry["label"]: entry["folder"] for entry in known["folders"]}
+        known_folders = len(folder) == len(known["folders"]) or all("/" in image["file"] for image in test)
         files = [
             image["file"] if "/" in image["file"] else f"{folder[image['label']]}/{image['file']}" for image in test
         ]
@@ -248,4 +249,6 @@ def _update_metrics(writer: BundleWriter, bundle: Bundle) -> None:
     )
     content = json.loads(text)
     content["test"] = test
+    if not known_folders:  # a label has several, and no image says in which it was
+        del content["folders"]
     writer.add_document(METRICS, json.dumps(content, indent=1) + "\n")

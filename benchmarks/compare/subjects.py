@@ -11,6 +11,7 @@ from benchmarks.processes import CHECKOUT
 from mri_edge.benchmarking.benchmark import subjects as our_subjects
 from mri_edge.bundles.bundle import EMBEDDED, Bundle, embedded_models
 from mri_edge.device.machine import installed
+from mri_edge.inference.selection import suits
 
 SCALED_BACK = "weights_scaled_back_from"  # a training detail of the bundles that scripts/whole_bundles.py writes
 OLIVE = "Olive's best, in ONNX Runtime"  # measured only with a Python that has olive-ai
@@ -66,6 +67,8 @@ def subjects_of(name: str, bundle: Bundle, olive: Path | str, recipe: str = "") 
         found.append(Subject(name, title, peer, bundle.folder / file, file, options, problem))
 
     for ours in our_subjects(bundle):
+        if not suits(ours.artifact, "CPUExecutionProvider"):
+            continue  # mri-edge does not choose it here either
         add(f"mri-edge, {ours.engine}", "mri_edge_engine", ours.artifact.file, ours.problem, engine=ours.engine)
     for peer, (title, suffix, packages) in _PEERS.items():
         missing = ", ".join(sorted(set(packages) - set(installed(packages))))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mri_edge.authoring.intervals import wilson_interval
 from mri_edge.authoring.pages import render
 from mri_edge.authoring.writer import BundleWriter
+from mri_edge.bundles.decode import parse
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.inference.prediction import decide
 
@@ -26,19 +27,20 @@ def write_parity(
 ) -> None:
     """Add ``parity.json`` and its page to a bundle that is being written.
 
-    Comparisons of an earlier export are kept if it used the same model and split.
+    Comparisons of an earlier export are kept if it used the same model, split and threshold. Otherwise the manifest
+    loses the verdicts of the artifacts that were not compared again.
 
     Parameters
     ----------
     comparisons
         ``Comparison.to_dict`` of each artifact, by file name.
     facts
-        Which model and split were compared. They decide whether earlier comparisons are kept.
+        Which model and split were compared, at which threshold. They decide whether earlier comparisons are kept.
     """
     previous = writer.folder / PARITY
     if previous.is_file():
-        known = json.loads(previous.read_text(encoding="utf-8"))
-        if all(known.get(name) == value for name, value in facts.items()):
+        known = parse(previous.read_bytes(), str(previous))
+        if isinstance(known, dict) and all(known.get(name) == value for name, value in facts.items()):
             listed = {artifact.file for artifact in writer.manifest.artifacts}
             # Earlier releases compared on the test images alone, and did not say so.
             kept = {
@@ -52,6 +54,10 @@ def write_parity(
                 if file in listed
             }
             comparisons = kept | comparisons
+    artifacts = writer.manifest.artifacts
+    writer.update(
+        artifacts=tuple(entry if entry.file in comparisons else replace(entry, parity=None) for entry in artifacts)
+    )
     content = document(images, writer.manifest, comparisons, facts)
     writer.add_document(PARITY, to_json(content))
     writer.add_document(

@@ -93,10 +93,11 @@ def add_others(
     step: Callable[[str], None],
     largest: int = LARGEST,
 ) -> ComparedImages:
-    """Add images of the split in any role, up to ``largest`` in total, drawn in proportion to the size of each label.
+    """Add images of the split, up to ``largest`` in total, drawn in proportion to the size of each label.
 
     How far an artifact is from the Keras model does not depend on labels, so training images may be compared too.
-    Images that calibrated are left out, and so are copies of these or of test images, found by bytes and by pixels.
+    Excluded images and those that calibrated are left out, and so are copies of the latter or of test images, found by
+    bytes and by pixels.
     Files that are missing in ``data`` or were changed are not compared.
 
     Raises
@@ -106,7 +107,7 @@ def add_others(
     """
     used = (*calibrator.files, *calibrator.held_out) if calibrator else ()
     known = {image.sha256 for image in split.of("test")} | {sha256_of(file) for file in used}
-    distinct = {image.sha256: image for image in split.images if image.sha256 not in known}
+    distinct = {image.sha256: image for image in split.images if image.role != "excluded" and image.sha256 not in known}
     candidates = {data / image.file: image for image in distinct.values()}
     present = [(path, image.label) for path, image in candidates.items() if path.is_file()]
     drawn = [path for path in draw(present, max(0, largest - len(tests.files)), seed) if _unchanged(path, candidates)]

@@ -62,9 +62,9 @@ def check_preprocessing(
         return np.asarray(answers(model, pixels, candidate).argmax(axis=1) == labels)
 
     stated = is_right(preprocessing)
-    others = [
-        dataclasses.replace(Preprocessing(preprocessing.height, preprocessing.width), **fields) for fields in _COMMON
-    ]
+    size, plain = preprocessing, Preprocessing()
+    plain = dataclasses.replace(plain, height=size.height, width=size.width, framing=size.framing, resize=size.resize)
+    others = [dataclasses.replace(plain, **fields) for fields in _COMMON]
     if all((batch == batch[..., :1]).all() for batch in pixels):  # gray: the channel order matters only with means
         others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
     others = [other for other in others if other != preprocessing]
@@ -82,7 +82,7 @@ def check_preprocessing(
         return None
     warning = f"with the stated preprocessing the model labels {_as_text(stated)} of {len(drawn)} pictures correctly"
     if guessed:
-        warning += f", no better than guessing ({chance:.2f})"
+        warning += f", which may be no better than guessing ({chance:.2f})"
     if best is preprocessing:
         return f"{warning}, and none of {len(others)} common ones is better. Are --labels in the order of its outputs?"
     return (

@@ -59,7 +59,7 @@ def add_tflite_metadata(content: bytes, facts: Mapping[str, Any]) -> bytes:
     entry = schema.MetadataT()
     entry.name, entry.buffer = _BUFFER, len(model.buffers)
     model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or ()), entry]
+    model.metadata = [*(other for other in model.metadata or () if other.name != _BUFFER), entry]
     labels = "".join(f"{printable(label)}\n" for label in facts["labels"])
     return _append(write(model), {LABELS: labels, FACTS: json.dumps(facts, indent=1) + "\n"})
 
@@ -82,6 +82,8 @@ def _tensor_map(name: str, index: int) -> Any:
 def _model_metadata(facts: Mapping[str, Any]) -> _Table:
     """The table ``ModelMetadata``."""
     size = facts["preprocessing"]
+    what = "RGB pictures" if size["framing"] == "picture" else "The square around the head of RGB pictures"
+    how = "with" if size["antialias"] else "without"
     image_size = _Table({0: np.uint32(size["width"]), 1: np.uint32(size["height"])})
     content = _Table({0: _IMAGE, 1: _Table({0: _RGB, 1: image_size})})
     # The graph normalizes the pixels, so that they are used as they are.
@@ -89,7 +91,7 @@ def _model_metadata(facts: Mapping[str, Any]) -> _Table:
     pixels = _Table(
         {
             0: INPUT,
-            1: "RGB pictures, 0 to 255, resized bilinearly without antialiasing. The file normalizes them itself.",
+            1: f"{what}, 0 to 255, resized bilinearly {how} antialiasing. The file normalizes them itself.",
             3: content,
             4: [normalization],
             5: _Table({0: [255.0], 1: [0.0]}),

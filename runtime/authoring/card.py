@@ -68,7 +68,7 @@ def render_card(manifest: Manifest, folder: Path) -> str:
 
 def has_card(manifest: Manifest) -> bool:
     """Whether the bundle has a card."""
-    return any(document.file == CARD for document in manifest.documents)
+    return manifest.document(CARD) is not None
 
 
 def card(manifest: Manifest, metrics: dict[str, Any], split: Split | None, counted: str = "") -> list[Section]:

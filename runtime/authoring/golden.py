@@ -31,8 +31,10 @@ from mri_edge.scans import readers
 from .writer import rewrite_bundle
 
 
-def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
-    """Add scans to a bundle with their results on this machine: pixels, tensors, and probabilities of every artifact.
+def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> list[str]:
+    """Add scans to a bundle with their results on this machine: pixels, tensors, and probabilities of each artifact.
+
+    Returns the artifacts that were left out, because their engines are not installed.
 
     Parameters
     ----------
@@ -64,9 +66,12 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
     # In a gray picture all three channels share memory: keep one.
     arrays |= {f"pixels-{i}": rgb[:, :, 0] if rgb.strides[2] == 0 else rgb for i, rgb in enumerate(pixels)}
     engines = {}
+    skipped = []
     for artifact in bundle.manifest.artifacts:
         engine = engine_here(artifact)
-        if engine:
+        if not engine:
+            skipped.append(artifact.file)
+        else:
             engines[artifact.file] = engine
             arrays[f"probabilities-{artifact.file}"] = probabilities_of(bundle, artifact, engine, tensors)
     facts = Facts(SCHEMA_VERSION, tuple(names), engines, str(cpu()), _libraries())
@@ -78,6 +83,7 @@ def record(bundle: Bundle, scans: Sequence[Path], notice: Path) -> None:
         writer.add_document(RECORD, json.dumps(asdict(facts), indent=2) + "\n")
         np.savez_compressed(writer.path(ARRAYS), **arrays)  # type: ignore[arg-type]
         writer.add_document(ARRAYS)
+    return skipped
 
 
 def _libraries() -> dict[str, str]:

@@ -58,10 +58,10 @@ def recalibrated_scans(bundle: Bundle) -> frozenset[str]:
 
     Raises ManifestError if the record is not one.
     """
-    listed = {document.file: document for document in bundle.manifest.documents}
-    if bundle.manifest.recalibration is None or RECALIBRATION not in listed:
+    document = bundle.manifest.document(RECALIBRATION)
+    if bundle.manifest.recalibration is None or document is None:
         return frozenset()
-    record = parse(bundle.read(listed[RECALIBRATION]), RECALIBRATION)
+    record = parse(bundle.read(document), RECALIBRATION)
     scans = record.get("scans") if isinstance(record, dict) else None
     if not isinstance(scans, list) or not all(isinstance(scan, str) for scan in scans):
         raise ManifestError(f"{bundle.folder}: {RECALIBRATION} is not a record of scans", "Recalibrate again")

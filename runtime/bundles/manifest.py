@@ -436,6 +436,10 @@ class Manifest:
         """Return the artifact with that file name, or None."""
         return next((artifact for artifact in self.artifacts if artifact.file == file), None)
 
+    def document(self, file: str) -> Document | None:
+        """Return the document with that file name, or None."""
+        return next((document for document in self.documents if document.file == file), None)
+
     def calibrations(self) -> dict[Calibration, list[str]]:
         """Return the calibrations of the int8 artifacts, each with its files. The bundle's is the default."""
         found: dict[Calibration, list[str]] = {}

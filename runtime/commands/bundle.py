@@ -102,5 +102,7 @@ def record(model: str, scans: tuple[Path, ...], notice: Path | None) -> None:
         raise UsageError(
             f"{notice}: no such file; a notice must permit the distribution of the scans", "Name one with --notice"
         )
-    record(Bundle.open_to_change(model), scans, notice)
+    skipped = record(Bundle.open_to_change(model), scans, notice)
     click.echo(f"{model}: golden values of {len(scans)} scans recorded")
+    for file in skipped:
+        click.echo(f"{file}: not recorded, because its engine is not installed", err=True)

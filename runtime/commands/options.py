@@ -175,7 +175,7 @@ ENGINE = click.option(
     envvar="MRI_EDGE_ENGINE",
     show_envvar=True,
     shell_complete=_complete_engines,
-    help="onnxruntime (or onnx, ort), litert (or tflite), openvino. Default: by the artifact.",
+    help="onnxruntime (or onnx, ort), litert (or tflite), openvino, ncnn. Default: by the artifact.",
 )
 PROVIDER = click.option(
     "--provider",

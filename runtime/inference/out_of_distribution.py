@@ -64,7 +64,7 @@ class OutOfDistributionCheck:
         stored = bundle.manifest.novelty
         if stored is None:
             return None
-        document = next((document for document in bundle.manifest.documents if document.file == stored.file), None)
+        document = bundle.manifest.document(stored.file)
         if document is None:
             raise IntegrityError(f"{bundle.folder}: the manifest names {stored.file}, but does not list it")
         path = bundle.folder / document.file

@@ -15,6 +15,7 @@ import pytest
 from mri_edge.authoring import golden
 from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.cli import run
 from mri_edge.errors import InputError, ManifestError, UsageError
 from mri_edge.inference import replay
 from mri_edge.scans.preprocessing import Preprocessing
@@ -29,6 +30,14 @@ def recorded(tiny_bundle) -> Bundle:
     """The tiny bundle with golden values of two demo scans."""
     golden.record(Bundle.open(tiny_bundle), sorted(DEMO.glob("phantom-*.jpg"))[:2], NOTICE)
     return Bundle.open(tiny_bundle)
+
+
+def test_an_artifact_without_an_engine_is_named(tiny_bundle, monkeypatch, capfd):
+    files = [artifact.file for artifact in Bundle.open(tiny_bundle).manifest.artifacts]
+    available = golden.engine_here
+    monkeypatch.setattr(golden, "engine_here", lambda entry: None if entry.file == files[-1] else available(entry))
+    assert run(["bundle", "record", str(tiny_bundle), str(DEMO / "phantom-1.jpg")]) == 0
+    assert capfd.readouterr().err == f"{files[-1]}: not recorded, because its engine is not installed\n"
 
 
 def shift_pixels(monkeypatch, by: int) -> None:

@@ -73,6 +73,21 @@ def test_a_model_without_a_positive_label_states_no_threshold():
     assert facts["description"] == facts["notice"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, b"RGB pictures, 0 to 255, resized bilinearly without antialiasing."),
+        (
+            {"framing": "head", "resize": "antialiased"},
+            b"The square around the head of RGB pictures, 0 to 255, resized bilinearly with antialiasing.",
+        ),
+    ],
+)
+def test_tflite_says_how_pictures_are_resized(changes, text):
+    preprocessing = dataclasses.replace(SMALL.manifest.preprocessing, **changes)
+    assert text in described("tflite", dataclasses.replace(SMALL.manifest, preprocessing=preprocessing))
+
+
 def test_onnx_runtime_reads_every_fact():
     import onnxruntime
 

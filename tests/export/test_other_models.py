@@ -187,6 +187,28 @@ def test_without_pictures_quantized_formats_are_refused(models, tmp_path, capfd)
     assert not [file for file in files if "int8" in file or "dynamic" in file]
 
 
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        ('{"std": [0.2, 0.2, 0.2]}', "unknown key 'std'. Keys: height, width, framing"),
+        ('{"height": 224}', "height and width belong together. Give both"),
+    ],
+)
+def test_preprocessing_that_would_be_ignored_is_refused(models, tmp_path, capfd, preprocessing, message):
+    assert export(models / "probabilities.keras", tmp_path / "new", preprocessing=preprocessing) in (2, 3)
+    assert message in capfd.readouterr().err
+    described = tmp_path / "preprocessing.json"
+    described.write_text(preprocessing)
+    assert export(models / "probabilities.keras", tmp_path / "new", preprocessing=str(described)) in (2, 3)
+    assert message in capfd.readouterr().err
+
+
+def test_a_method_of_calibration_is_refused_with_search(models, pictures, tmp_path, capfd):
+    options = ["--formats", "onnx-int8", "--data", pictures, "--search", "--calibration-method", "entropy"]
+    assert export(models / "probabilities.keras", tmp_path / "new", *options) == 2
+    assert "--calibration-method has no effect with --search" in capfd.readouterr().err
+
+
 def test_without_pictures_options_of_the_gate_are_refused(models, tmp_path, capfd):
     assert export(models / "probabilities.keras", tmp_path / "new", "--flip-rate", "0.01") == 2
     assert "--flip-rate is about a comparison on scans" in capfd.readouterr().err

@@ -81,13 +81,16 @@ def test_differences_of_the_other_images_count(tiny_manifest):
 
 @pytest.fixture
 def data(tmp_path):
-    """60 distinct pictures: 20 test images, 30 for training, 5 for validation, 5 excluded."""
+    """65 files: 20 test images, 30 for training, 10 for validation, and 5 damaged ones that are excluded."""
     folder, rng, images = tmp_path / "data", np.random.default_rng(0), []
     folder.mkdir()
-    roles = ["test"] * 20 + ["train"] * 30 + ["validation"] * 5 + ["excluded"] * 5
+    roles = ["test"] * 20 + ["train"] * 30 + ["validation"] * 10 + ["excluded"] * 5
     for index, role in enumerate(roles):
         path = folder / f"{index:02}.png"
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        if role == "excluded":
+            path.write_bytes(b"damaged")
+        else:
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
         images.append(SplitImage(path.name, sha256_of(path), index % 2, role))
     return folder, Split(tuple(images))
 
@@ -100,7 +103,7 @@ def chosen(data, calibrating=(), **options):
     return add_others(tests, split, folder, SMALL, calibrator, **{"seed": 0, "step": lambda text: None, **options})
 
 
-def test_every_role_is_compared_but_no_image_that_calibrated(data):
+def test_every_role_but_the_excluded_is_compared_and_no_image_that_calibrated(data):
     calibrating = [f"{index:02}.png" for index in range(20, 35)]
     found = chosen(data, calibrating)
     assert found.files[:20] == tuple(f"{index:02}.png" for index in range(20))
@@ -119,7 +122,8 @@ def test_a_copy_is_not_compared(data, of, as_bytes):
         shutil.copy(folder / of, folder / "59.png")
     else:
         Image.open(folder / of).save(folder / "59.png", compress_level=0)
-    split = Split((*split.images[:-1], SplitImage("59.png", sha256_of(folder / "59.png"), 1, "excluded")))
+    copy = SplitImage("59.png", sha256_of(folder / "59.png"), 1, "validation")
+    split = Split(tuple(copy if image.file == copy.file else image for image in split.images))
     found = chosen((folder, split), ["20.png"])
     assert not {"20.png", "59.png"} & set(found.files)
     assert found.others.images == 38
@@ -211,6 +215,24 @@ def test_a_record_of_an_earlier_release_is_kept(bundle, pictures):
     assert (rows["model.onnx"]["test_images"], rows["model.onnx"]["others"]) == (60, None)
     assert (rows["model.tflite"]["images"], rows["model.tflite"]["test_images"]) == (120, 60)
     assert "0 of 60" in (copy / "report" / "parity.html").read_text()
+
+
+def test_comparisons_at_another_threshold_are_dropped(bundle, pictures, capfd):
+    assert run(["export", str(bundle), "--formats", "onnx,tflite", "--data", str(pictures)]) == 0
+    with rewrite_bundle(Bundle.open(bundle)) as writer:
+        writer.update(threshold=0.9)
+    assert run(["export", str(bundle), "--formats", "tflite", "--data", str(pictures)]) == 0
+    parity = json.loads((bundle / "parity.json").read_text())
+    assert (parity["threshold"], list(parity["artefacts"])) == (0.9, ["model.tflite"])
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.artifact("model.onnx").parity is None
+    assert manifest.artifact("model.tflite").parity.verdict == "met"
+    for content in ("[]", "{"):
+        (bundle / "parity.json").write_text(content)
+        capfd.readouterr()
+        code = run(["export", str(bundle), "--formats", "tflite", "--data", str(pictures)])
+        assert code in (0, 3)
+        assert "Traceback" not in capfd.readouterr().err
 
 
 def test_slim_keeps_the_counts_and_replaces_every_name(bundle, pictures, tmp_path):

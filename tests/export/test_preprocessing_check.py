@@ -35,6 +35,12 @@ def test_the_warning_names_the_correct_preprocessing(model, located, correct):
     assert '"height": 32, "width": 32' in warning
 
 
+def test_the_warning_keeps_framing_and_resizing(model, located, correct):
+    stated = dataclasses.replace(correct, scale=1.0, framing="head", resize="antialiased")
+    warning = check_preprocessing(model, located, stated, 0)
+    assert '"framing": "head", "resize": "antialiased"' in warning
+
+
 def test_warns_if_no_common_preprocessing_helps(model, located, correct):
     """If the labels are in the wrong order, no preprocessing helps."""
     swapped = [(path, 1 - label) for path, label in located]

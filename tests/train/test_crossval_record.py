@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("keras", reason="needs the extra 'train'")
 
 from mri_edge.errors import DataError, OutputError, UsageError
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.staging import lock_folder
 from mri_edge.train import crossval
 from mri_edge.train.data import duplicates
@@ -31,7 +32,7 @@ from mri_edge.train.evaluation.crossval_figures import (
 from mri_edge.train.evaluation.crossval_record import ScoredImages, to_json
 from mri_edge.train.evaluation.intervals import GROUPED_DELONG
 from mri_edge.train.evaluation.metrics import fraction_metric, measure_answers
-from mri_edge.train.recipes.base import Head
+from mri_edge.train.recipes.base import Head, RecipeSpec, ScanViews, SplitPolicy
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.reference import REFERENCE
 from mri_edge.train.recipes.robust import ROBUST
@@ -372,6 +373,35 @@ def test_folder_of_another_grouping_is_refused(tmp_path):
     (tmp_path / "fold-1").mkdir()
     crossval._claim(tmp_path, other, overwrite=True)
     assert not (tmp_path / "fold-1").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transforms": ScanViews(filter_probability=0.5)},
+        {"preprocessing": Preprocessing(96, 96)},
+        {"split": SplitPolicy(("reference",), keep_apart=True, validation_folds=4)},
+    ],
+)
+def test_a_student_with_another_pool_is_another_run(changes):
+    """The pool of views that the teacher labeled is kept, so a student must not be trained on that of other views."""
+
+    def identity(recipe: RecipeSpec) -> str:
+        weights = SimpleNamespace(sha256="0" * 64)
+        return crossval._identity(recipe, collection(TWO), np.ones(120, bool), TWO, weights, 3, 0)
+
+    more = dataclasses.replace(SMALL, schedule=dataclasses.replace(SMALL.schedule, epochs=30))
+    assert identity(SMALL) == identity(more)
+    assert identity(SMALL) != identity(dataclasses.replace(SMALL, **changes))
+
+
+def test_overwriting_counts_the_space_of_finished_folds(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(crossval, "check_space", lambda _out, needed: asked.append(needed))
+    monkeypatch.setattr(crossval, "_missing", lambda *_: [])
+    for overwrite in (False, True):
+        crossval._check_space(tmp_path, recipe_of("robust"), 0, [], [1], overwrite=overwrite)
+    assert asked[0] < asked[1]
 
 
 def test_record_of_another_schema_is_refused():

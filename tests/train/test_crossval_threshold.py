@@ -63,6 +63,21 @@ def test_old_threshold_writes_the_same_bundle(bundle, tmp_path):
         assert {entry.file: again.read(entry) for entry in again.entries()} == before
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_folders_that_no_image_names_are_not_made_up(bundle, tmp_path, several):
+    """A shipped bundle names its test images by hashes. If a label has two folders, nothing says in which they were."""
+    content = json.loads((bundle.folder / "metrics.json").read_text())
+    if several:
+        content["folders"].append({**content["folders"][-1], "folder": "elsewhere/yes"})
+    with rewrite_bundle(bundle) as writer:
+        writer.add_document("metrics.json", json.dumps(content))
+    set_threshold(Bundle.open(bundle.folder), tmp_path / "new", OutOfFold(0.5, RULE, ()), overwrite=False)
+    again = json.loads((tmp_path / "new" / "metrics.json").read_text())
+    assert [entry["folder"] for entry in again.get("folders", ())] == (
+        [] if several else [entry["folder"] for entry in content["folders"]]
+    )
+
+
 @pytest.fixture(scope="module")
 def committed():
     """The text of the committed record of the recipe of the bundle."""

@@ -89,6 +89,14 @@ def test_number_is_the_last_of_the_file_name(file, name):
     assert numbered(file) == name
 
 
+def test_small_recipe_excludes_scans_only_with_cross_validation(folders, tmp_path, capfd):
+    given = ["train", str(folders), "--recipe", "small", "--exclude", "nothing/*", "--out", str(tmp_path / "out")]
+    assert run([*given, "--teacher", "vgg16"]) == 2
+    assert "recipe 'small' has no --exclude: it uses the split of its teacher" in capfd.readouterr().err
+    assert run([*given, "--cv", "2"]) != 0
+    assert "teacher" not in capfd.readouterr().err
+
+
 def test_small_recipe_takes_a_rule_only_with_cross_validation(folders, tmp_path, capfd):
     given = ["train", str(folders), "--recipe", "small", "--groups", "nonsense", "--out", str(tmp_path / "out")]
     assert run([*given, "--teacher", "vgg16"]) == 2

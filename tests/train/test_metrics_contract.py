@@ -12,10 +12,10 @@ metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the ex
 from mri_edge.train.evaluation import intervals
 from mri_edge.train.evaluation.intervals import auc, both_kinds
 from mri_edge.train.evaluation.metrics import (
+    _as_f1,
     bins_of,
     by_folder,
     details,
-    f1,
     measure,
     reliability,
     roc,
@@ -201,7 +201,8 @@ def test_fraction_of_no_images_is_unknown():
 
 @pytest.mark.parametrize(("hits", "wrong"), [(0, 5), (8, 4), (5, 0)])
 def test_f1_matches_its_counts(hits, wrong):
-    found, part = f1(hits, wrong), wilson_metric(hits, hits + wrong)
+    part = wilson_metric(hits, hits + wrong)
+    found = _as_f1(part)
     assert found.value == pytest.approx(2 * hits / (2 * hits + wrong))
     assert found.low == pytest.approx(2 * part.low / (1 + part.low))
     assert found.high == pytest.approx(2 * part.high / (1 + part.high))

@@ -345,11 +345,17 @@ def test_preprocessing_is_that_of_the_weights():
 
 
 @pytest.mark.parametrize(
-    "options", [["--cv", "3", "--split", "grouped"], ["--recipe", "robust", "--split", "stratified"]]
+    ("options", "named"),
+    [
+        (["--cv", "3", "--split", "grouped"], "--split"),
+        (["--cv", "3", "--name", "mine"], "--name"),
+        (["--cv", "3", "--resume"], "--resume"),
+        (["--recipe", "robust", "--split", "stratified"], "--split"),
+    ],
 )
-def test_meaningless_splits_are_rejected(two_sources, tmp_path, capfd, options):
+def test_options_without_a_meaning_are_rejected(two_sources, tmp_path, capfd, options, named):
     assert run(["train", "--data", str(two_sources), "--out", str(tmp_path / "out"), *options]) == 2
-    assert "--split" in capfd.readouterr().err
+    assert named in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -57,7 +57,7 @@ Examples:
   mri-edge evaluate --cv 5 --recipe robust --data scans/ --out figures/
 
 \b
-Without BUNDLE: the bundle in runs/ that was trained last, or the embedded vgg16.
+Without BUNDLE: the bundle in runs/ that was trained last, or the embedded default model.
 Without --data: the folder that the bundle was trained on, if it was trained on this machine.
 
 \b

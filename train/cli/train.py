@@ -33,7 +33,7 @@ Examples:
   mri-edge train scans/ --labels glioma=tumor,meningioma=tumor,notumor=healthy --positive tumor
 
 \b
-Without --out the bundle goes to runs/vgg16 (or runs/small), or to the next free number: runs/vgg16-2.
+Without --out the bundle goes to runs/vgg16 (or runs/lite, runs/small), or to the next free number: runs/vgg16-2.
 Then: mri-edge export --quantize
 """
 _INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
@@ -384,9 +384,9 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
         )
     if recipe.needs_teacher:
         # Do not silently train on an image that the user wants to exclude.
-        unsupported = {"--exclude": options.excluded, "--split": split}
-        if cv is None:  # a cross-validation trains its own teachers, on its own folds
-            unsupported["--groups"] = options.groups
+        unsupported = {"--exclude": options.excluded, "--split": split, "--groups": options.groups}
+        if cv is not None:  # it trains its own teachers, on its own folds
+            unsupported = {}
         for option in (name for name, given in unsupported.items() if given):
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
@@ -397,6 +397,8 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
         parse_groups(options.groups)
     if options.only is not None and cv is None:
         raise UsageError("--fold applies only to a cross-validation (--cv)", "Omit --fold")
+    if cv is not None and (options.name is not None or options.resume):
+        raise UsageError("--cv makes no bundle to name, and continues without --resume", "Omit --name and --resume")
     if cv is not None and split is not None:
         raise UsageError("--cv tests every image in turn, so --split has no meaning", "Omit --split")
     if split is not None and split not in recipe.split.names:

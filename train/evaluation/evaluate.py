@@ -198,15 +198,16 @@ def groups_of(test: Sequence[dict[str, Any]]) -> NDArray[np.intp] | None:
 
 def _recorded_groups(bundle: Bundle, images: int) -> Grouping | None:
     """Return the groups with which training measured the test images, in the order of the split record, if any."""
-    for document in bundle.manifest.documents:
-        if document.file == METRICS:
-            try:
-                group = groups_of(parse(bundle.read(document), METRICS)["test"])
-            except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-                return None  # a document that training did not write
-            if group is not None and group.shape == (images,):
-                return Grouping(group, str(bundle.manifest.training.details.get("grouping", "as in training")))
-    return None
+    document = bundle.manifest.document(METRICS)
+    if document is None:
+        return None
+    try:
+        group = groups_of(parse(bundle.read(document), METRICS)["test"])
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        return None  # a document that training did not write
+    if group is None or group.shape != (images,):
+        return None
+    return Grouping(group, str(bundle.manifest.training.details.get("grouping", "as in training")))
 
 
 def split_of(bundle: Bundle) -> Split | None:

@@ -180,11 +180,9 @@ def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap], hot_spot: floa
         "strict_pointing_game": _fraction(strict, group, called),
         "strict_pointing_game_all": _fraction(strict, group),
     }
+    others = [reference_maps(seed_of(case.scan, case.number), case.head) for case in cases]
     for name in ("random", "center"):
-        hits = [
-            judge(reference_maps(seed_of(case.scan, case.number), case.head)[name], case.lesion, case.head).hit
-            for case in cases
-        ]
+        hits = [judge(maps[name], case.lesion, case.head).hit for maps, case in zip(others, cases, strict=True)]
         found[f"{name}_pointing_game"] = _fraction(np.array(hits, bool), group, called)
         found[f"{name}_pointing_game_all"] = _fraction(np.array(hits, bool), group)
     hot = np.array([case.heatmap.max() >= hot_spot for case in cases], bool)

@@ -38,7 +38,6 @@ WILSON = "Wilson score interval (Wilson 1927)"
 INDIRECT = "Wilson score interval of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
 GROUPED_INDIRECT = f"{GROUPED_WILSON}, of TP / (TP + FP + FN), as F1 (Lam et al. 2023)"
 BINS = 10  # of the calibration error and the reliability plot
-MACRO = ("macro_auc", "macro_sensitivity", "macro_precision", "macro_f1")
 
 Flags = NDArray[np.bool_]
 Scores = NDArray[np.floating[Any]]
@@ -57,14 +56,6 @@ def fraction_metric(hits: Flags, group: Groups = None) -> Metric:
     if group is None or len(np.unique(group)) == len(group):
         return wilson_metric(np.count_nonzero(hits), len(hits))
     return grouped_wilson(hits, group)
-
-
-def f1(hits: Count, wrong: Count) -> Metric:
-    """Return F1 of ``hits`` true positives and ``wrong`` false positives and negatives, with a Wilson interval.
-
-    K. F. Y. Lam, V. Gopal, J. Qian, "Confidence Intervals for the F1 Score", 2023, the indirect method.
-    """
-    return _as_f1(wilson_metric(hits, hits + wrong))
 
 
 def _as_f1(part: Metric) -> Metric:

@@ -1,10 +1,10 @@
 """``--recipe lite``: a network for devices, fine-tuned from EfficientNet-Lite0 on the square around the head.
 
 Balance of classes and sources, averaging and calibration are those of the robust recipe. It differs in its backbone,
-which has a seventh of the weights and an eighteenth of the multiplications, and in that the device frames the head and
+which has a seventh of the weights and a twentieth of the multiplications, and in that the device frames the head and
 resizes with antialiasing. The first stages are frozen, because they did not improve with training and take most of its
-time. Two parts rank scans of an unseen source better: random filters in some of the views, and a share of the weights
-from before the fine-tuning.
+time. Two parts rank scans of an unseen source better: random filters in some of the views, and averaging the weights
+with those from before the fine-tuning.
 """
 
 from __future__ import annotations
