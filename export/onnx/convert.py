@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from mri_edge.export.sources.layers import unsupported
 # for per-channel QDQ (13). onnx.ai: "ONNX versioning", onnxruntime.ai: "Compatibility".
 OPSET = 17
 
+_COUNTED = re.compile(r"__\d+(?=$|:)")  # the number of a name by tf2onnx
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
@@ -66,7 +68,9 @@ def float_model(graph: Any, layers: Iterable[str] = ()) -> ModelProto:
     _make_reshapes_constant(model)
     _transpose_pixels_first(model)
     _fold_flatten_order(model)
-    return finalize(_fuse(model))
+    model = _fuse(model)
+    _number_by_order(model)
+    return finalize(model)
 
 
 def _convert_erfc(context: Any, node: Any, _name: str, _arguments: Any) -> None:
@@ -75,6 +79,31 @@ def _convert_erfc(context: Any, node: Any, _name: str, _arguments: Any) -> None:
     dtype = context.get_dtype(node.output[0])
     one = context.make_const(f"{node.name}/one", np.ones((), onnx.helper.tensor_dtype_to_np_dtype(dtype)))
     context.insert_new_node_on_output("Sub", node.output[0], inputs=[one.output[0], node.output[0]])
+
+
+def _number_by_order(model: ModelProto) -> None:
+    """Number names that tf2onnx numbered, such as ``Conv__297``, by their order in the graph.
+
+    tf2onnx walks over sets, so its numbers, and which of several equal constants it keeps, vary from process to
+    process.
+    """
+    known = {tensor.name for tensor in model.graph.initializer}
+    numbers: dict[str, int] = {}
+
+    def renamed(name: str) -> str:
+        found = _COUNTED.search(name)
+        if found is None:
+            return name
+        number = f"__{numbers.setdefault(found[0], len(numbers))}"
+        return f"constant{number}" if name in known else f"{name[: found.start()]}{number}{name[found.end() :]}"
+
+    _sort(model)
+    for node in model.graph.node:
+        node.name = renamed(node.name)
+        node.input[:] = map(renamed, node.input)
+        node.output[:] = map(renamed, node.output)
+    for tensor in model.graph.initializer:
+        tensor.name = renamed(tensor.name)
 
 
 def _fuse(model: ModelProto) -> ModelProto:

@@ -159,6 +159,31 @@ def test_int8_onnx_names_its_nodes_and_numbers_its_tensors(exported, file):
     assert any("conv" in name.lower() for name in nodes)
 
 
+def test_numbers_of_tf2onnx_do_not_reach_a_file():
+    """They vary from process to process, and so does the layer after which a shared constant is named."""
+    from onnx import TensorProto, helper
+
+    from mri_edge.export.onnx.convert import _number_by_order, finalize
+
+    def made(first: int, second: int, shared: str) -> bytes:
+        nodes = [
+            helper.make_node("Add", ["pixels", shared], [f"Conv__{first}:0"], name=f"Conv__{first}"),
+            helper.make_node("Add", [f"Conv__{first}:0", shared], [f"Conv__{second}:0"], name=f"Conv__{second}"),
+            helper.make_node("Mul", [f"Conv__{second}:0", f"fold__{first + 7}"], ["probabilities"], name="last"),
+        ]
+        constants = [helper.make_tensor(name, TensorProto.FLOAT, [1], [2]) for name in (shared, f"fold__{first + 7}")]
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("pixels", "probabilities")
+        ]
+        opset = [helper.make_opsetid("", 17)]
+        graph = helper.make_graph(nodes, "graph", values[:1], values[1:], constants)
+        model = helper.make_model(graph, opset_imports=opset, ir_version=8)
+        _number_by_order(model)
+        return finalize(model).SerializeToString()
+
+    assert made(20, 31, "b/Relu6_max__9") == made(41, 12, "a/Relu6_max__10")
+
+
 def test_file_of_each_format_has_the_suffix_of_its_engine():
     for name in installed_formats():
         target = find_format(name)
