@@ -142,17 +142,17 @@ def test_hardest_question_comes_first(root: Path) -> None:
 def test_default_model_is_compared_with_vgg16_on_the_same_images(root: Path) -> None:
     blocks = "blocks of 40 numbers in second, joined with near-duplicates"
     add(root, "lite-blocks", record(grouping=blocks, seed=1))
-    assert "beside vgg16" not in build(root)[PAGE]
+    assert "compared with vgg16" not in build(root)[PAGE]
     add(root, "robust-blocks", record(grouping=blocks, seed=1) | {"recipe": "robust"})
     same = build(root)[PAGE]
-    section = same[same.index("## The default model beside vgg16") : same.index("## Thresholds")]
+    section = same[same.index("## The default model compared with vgg16") : same.index("## Thresholds")]
     nothing = "+0.000 (+0.000 to +0.000)"
     assert f"| blocks of patients | all sources | {nothing} | {nothing} | {nothing} |" in section
     add(root, "robust-blocks", record(grouping=blocks, seed=2) | {"recipe": "robust"})
     other = build(root)[PAGE]
-    assert nothing not in other[other.index("## The default model beside vgg16") : other.index("## Thresholds")]
+    assert nothing not in other[other.index("## The default model compared with vgg16") : other.index("## Thresholds")]
     add(root, "robust-blocks", record(grouping=blocks, images=120) | {"recipe": "robust"})
-    assert "beside vgg16" not in build(root)[PAGE], "the images differ"
+    assert "compared with vgg16" not in build(root)[PAGE], "the images differ"
 
 
 def test_readme_and_page_give_the_mean_of_all_seeds(root: Path) -> None:
