@@ -62,9 +62,8 @@ def check_preprocessing(
         return np.asarray(answers(model, pixels, candidate).argmax(axis=1) == labels)
 
     stated = is_right(preprocessing)
-    size, plain = preprocessing, Preprocessing()
-    plain = dataclasses.replace(plain, height=size.height, width=size.width, framing=size.framing, resize=size.resize)
-    others = [dataclasses.replace(plain, **fields) for fields in _COMMON]
+    geometry = {name: getattr(preprocessing, name) for name in ("height", "width", "framing", "resize")}
+    others = [Preprocessing(**geometry, **fields) for fields in _COMMON]
     if all((batch == batch[..., :1]).all() for batch in pixels):  # gray: the channel order matters only with means
         others = [other for other in others if other.channel_order == "RGB" or any(other.mean)]
     others = [other for other in others if other != preprocessing]

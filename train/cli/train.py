@@ -382,11 +382,9 @@ def _check_options(options: _Options, recipe: RecipeSpec) -> None:
             "--teacher BUNDLE applies only to --recipe small without --cv, which trains its own teachers",
             "mri-edge train scans/ --recipe small --teacher vgg16",
         )
-    if recipe.needs_teacher:
+    if recipe.needs_teacher and cv is None:  # a cross-validation trains its own teachers, on its own folds
         # Do not silently train on an image that the user wants to exclude.
         unsupported = {"--exclude": options.excluded, "--split": split, "--groups": options.groups}
-        if cv is not None:  # it trains its own teachers, on its own folds
-            unsupported = {}
         for option in (name for name, given in unsupported.items() if given):
             raise UsageError(
                 f"recipe {recipe.name!r} has no {option}: it uses the split of its teacher", f"Omit {option}"
