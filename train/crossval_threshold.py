@@ -19,12 +19,12 @@ from mri_edge.authoring.writer import BundleWriter, check_outside, check_target,
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import parse
 from mri_edge.bundles.manifest import Training
-from mri_edge.bundles.split import short
+from mri_edge.bundles.split import Split, short
 from mri_edge.errors import BundleError, DataError, ManifestError
 from mri_edge.inference.prediction import NOTICE
 
 from .bundle import metrics_document
-from .evaluation.evaluate import groups_of, split_of
+from .evaluation.evaluate import groups_of
 from .evaluation.metrics import measure
 
 _LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
@@ -106,7 +106,7 @@ def _tested(path: Path, record: dict[str, Any], bundle: Bundle) -> tuple[list[st
     ours, theirs = bundle.manifest.training.split_fingerprint, record.get("split_fingerprint")
     if theirs == ours:
         return [], []
-    split = split_of(bundle)
+    split = Split.of_bundle(bundle)
     if split is None and theirs is None:
         return [], [f"{path} does not record a split: whether test images influenced the threshold is not known."]
     if split is None:

@@ -30,7 +30,7 @@ from mri_edge.train.data.classified import Track, classify_scans
 from mri_edge.train.data.folder import Scan, distinct_scans, find_scans
 from mri_edge.train.data.grouping import GroupRule, parse_groups, read_patients
 from mri_edge.train.data.labels import Labels
-from mri_edge.train.evaluation.evaluate import count_roles, split_of
+from mri_edge.train.evaluation.evaluate import count_roles
 from mri_edge.train.evaluation.keras_engine import describe_run
 from mri_edge.train.evaluation.recalibration import FOLDS, Answers, Goal, Recalibrated, fewest, recalibrate
 
@@ -179,7 +179,7 @@ def _choose_scans(
     trained = Labels(manifest.labels, manifest.positive, manifest.training.classes)
     scans, found = find_scans(data, rule=labels, trained=trained)
     say(found.describe())
-    split = split_of(bundle)
+    split = Split.of_bundle(bundle)
     roles = {short(image.sha256): image.role for image in split.images} if split else {}
     known = {scan.file: role for scan in scans if (role := roles.get(short(scan.sha256)))}
     others = [scan for scan in scans if scan.file not in known]

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from mri_edge.errors import DataError, ManifestError
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
 from .decode import is_plain_relative, parse, read, read_array
+
+if TYPE_CHECKING:
+    from .bundle import Bundle
 
 SPLIT = "split.json"
 CONDENSED = "split.npy"
@@ -112,6 +115,12 @@ class Split:
         if SPLIT in files:
             return cls.from_json(content(SPLIT))
         return cls.from_condensed(content(CONDENSED)) if CONDENSED in files else None
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Split | None:
+        """Read a bundle's split record, full or condensed, after a hash check; None if it has none."""
+        documents = {document.file: document for document in bundle.manifest.documents}
+        return cls.find(documents, lambda file: bundle.read(documents[file]))
 
     def locate(self, data: Path, role: Role) -> list[tuple[Path, int]]:
         """Return the paths below ``data`` and the labels of the images with ``role``, after checking their hashes.

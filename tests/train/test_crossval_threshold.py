@@ -12,6 +12,7 @@ import pytest
 
 from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
+from mri_edge.bundles.split import Split
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, DataError
 
@@ -19,7 +20,6 @@ pytest.importorskip("sklearn", reason="needs the extra 'evaluate'")
 
 from mri_edge.train.crossval_threshold import OutOfFold, read_threshold, set_threshold
 from mri_edge.train.evaluation.crossval_figures import threshold_for
-from mri_edge.train.evaluation.evaluate import split_of
 from mri_edge.train.evaluation.intervals import GROUPED_WILSON
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -154,7 +154,7 @@ def test_record_with_other_test_images_chooses_without_those_of_the_bundle(bundl
     """A cross-validation by blocks has another split than a bundle that was trained without --groups."""
     everyone = slices | {"split_fingerprint": "0" * 64}
     everyone["images"] |= {"selectable": [1] * 3975}
-    tested = {image.sha256[:16] for image in split_of(bundle).of("test")}
+    tested = {image.sha256[:16] for image in Split.of_bundle(bundle).of("test")}
     assert len(tested & set(everyone["images"]["sha256"])) == 51
     expected = threshold_for(everyone, tested)
     assert 3800 < expected["images"] < 3975 - 51

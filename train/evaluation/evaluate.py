@@ -92,7 +92,7 @@ def evaluate(
     scans, matched = find_scans(data, rule=labels, trained=trained)
     say(matched.describe())
     recalibrated = recalibrated_scans(bundle)
-    chosen = choose_scans(scans, split_of(bundle), role, recalibrated)
+    chosen = choose_scans(scans, Split.of_bundle(bundle), role, recalibrated)
     if known := sum(short(scan.sha256) in recalibrated for scan in chosen.scans):
         chosen.warnings.append(f"{known} of these images chose the temperature and threshold of this bundle.")
     patients = read_patients(rule.patients, chosen.scans) if rule and rule.patients else None
@@ -208,12 +208,6 @@ def _recorded_groups(bundle: Bundle, images: int) -> Grouping | None:
     if group is None or group.shape != (images,):
         return None
     return Grouping(group, str(bundle.manifest.training.details.get("grouping", "as in training")))
-
-
-def split_of(bundle: Bundle) -> Split | None:
-    """Return the bundle's split record, full or condensed, after a hash check, or None if it has none."""
-    documents = {document.file: document for document in bundle.manifest.documents}
-    return Split.find(documents, lambda file: bundle.read(documents[file]))
 
 
 def choose_scans(

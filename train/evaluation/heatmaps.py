@@ -23,7 +23,7 @@ from mri_edge.train.data.folder import Scan
 from mri_edge.train.data.healthy import find_healthy, healthy_labels
 
 from .drawn_lesions import LOOKS
-from .evaluate import Role, choose_scans, split_of
+from .evaluate import Role, choose_scans
 from .heatmap_cases import CalledHealthy, Explained, Track, choose_rows, classify_healthy, explain_lesions
 from .heatmap_score import TOLERANCE, Case, by_look, choose_hot_spot, figures, judge
 from .keras_engine import describe_run, open_classifier
@@ -83,7 +83,7 @@ def evaluate_heatmaps(
     names = [manifest.labels[index] for index in sorted(healthy)]
     found = find_healthy(data, manifest, labels)
     say(found.text)
-    recorded = split_of(bundle)
+    recorded = Split.of_bundle(bundle)
     split = _split_to_compare(recorded, role, healthy)
     chosen = choose_scans(found.scans, split, role, recalibrated_scans(bundle))
     distinct = list({scan.sha256: scan for scan in chosen.scans}.values())

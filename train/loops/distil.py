@@ -151,8 +151,7 @@ class BundleTeacher:
 
 def _split_of(bundle: Bundle, scans: Sequence[Scan]) -> Split | None:
     """Return the roles of the scans in a bundle's split record, or None if it does not list exactly these scans."""
-    documents = {document.file: document for document in bundle.manifest.documents}
-    record = Split.find(documents, lambda file: bundle.read(documents[file]))
+    record = Split.of_bundle(bundle)
     roles: dict[tuple[str, int], list[Role]] = defaultdict(list)
     for image in record.images if record else ():
         roles[short(image.sha256), image.label].append(image.role)
