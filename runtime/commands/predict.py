@@ -137,8 +137,11 @@ def predict(
         pending = PendingModel(Bundle.open(model, signed_by=signed_by), run)
         # These imports take place while the model is opened in other threads.
         from mri_edge.inference.classifier import Classifier
+        from mri_edge.scans.readers import reader_by_suffix
 
         from .scans.classify import classify
+
+        reader_by_suffix(scans[0])
 
         classifier = Classifier.from_pending(pending)
     with classifier:

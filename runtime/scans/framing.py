@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .frame import Pixels, as_rgb, gray_channel
 
@@ -36,6 +35,8 @@ def background_level(gray: Gray) -> float:
 
     The bright end is the 99th percentile as ``np.percentile`` defines it. Counting levels is several times as fast.
     """
+    from PIL import Image  # imported while a model is opened
+
     counts = np.cumsum(Image.fromarray(np.ascontiguousarray(gray)).histogram())  # a third of the time of np.bincount
     position = 0.99 * (gray.size - 1)
     lower, upper = np.searchsorted(counts, (int(position) + 1, min(int(position) + 2, gray.size)))

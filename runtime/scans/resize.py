@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mri_edge.errors import InputError
 
@@ -80,6 +79,8 @@ def resize_antialiased(pictures: Sequence[Pixels], height: int, width: int) -> P
     Pillow adds integers, so the result is the same on every processor. Parameters, result and errors as for
     ``resize_bilinear``.
     """
+    from PIL import Image  # imported while a model is opened
+
     _check(pictures)
     resized = np.empty((len(pictures), height, width, 3), np.uint8)
     for pixels, out in zip(pictures, resized, strict=True):
