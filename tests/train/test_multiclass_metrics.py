@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
@@ -16,6 +17,7 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.train.bundle import metrics_document
 from mri_edge.train.data.folder import Scan
 from mri_edge.train.evaluation import intervals
+from mri_edge.train.evaluation.crossval_figures import false_positive_rate
 from mri_edge.train.evaluation.evaluate import score as score_scans
 from mri_edge.train.evaluation.intervals import (
     GROUPED_WILSON,
@@ -275,9 +277,28 @@ def test_groups_of_equal_images_without_errors_count_once():
     assert mixed.high - mixed.low > 0.7
 
 
+@pytest.mark.parametrize("rarer", [False, True])
+def test_more_mistakes_never_raise_the_lower_bound(rarer):
+    """One mistake alone says as little as none about how alike the images of a group are."""
+    group = np.arange(1000) // 10
+    bounds = []
+    for mistakes in range(12):
+        hits = np.ones(1000, bool)
+        hits[: 10 * mistakes : 10] = False
+        found = grouped_wilson(hits != rarer, group)
+        bounds.append(1 - found.high if rarer else found.low)
+    assert bounds[1] < bounds[0]
+    widths = 1 - np.arange(12) / 1000 - np.array(bounds)
+    assert (widths[:5] > 0.009).all()  # copies: 100 images, of which none to four are wrong
+    assert widths[11] < widths[4]
+
+
 @pytest.mark.parametrize(
     ("groups", "images", "value", "correlation"),
-    [(60, 3, 0.9, 0.9), (200, 5, 0.95, 0.5), (40, 20, 0.8, 0.2), (30, 1, 0.9, 0.0), (300, 4, 0.97, 0.9)],
+    [
+        *((60, 3, 0.9, 0.9), (200, 5, 0.95, 0.5), (40, 20, 0.8, 0.2), (30, 1, 0.9, 0.0), (300, 4, 0.97, 0.9)),
+        *((30, 20, 0.97, 0.5), (50, 10, 0.98, 0.3), (100, 10, 0.99, 0.2)),  # few groups with mistakes
+    ],
 )
 def test_grouped_intervals_cover_the_truth(groups, images, value, correlation):
     """Intervals for independent images cover it in as few as half of the samples."""
@@ -294,7 +315,7 @@ def test_grouped_intervals_cover_the_truth(groups, images, value, correlation):
         found, plain = fraction_metric(hits, group), fraction_metric(hits)
         covered += found.low <= value <= found.high
         naive += plain.low <= value <= plain.high
-    assert 0.92 <= covered / samples <= 0.99
+    assert 0.92 <= covered / samples <= 0.995
     assert covered >= naive - 5
 
 
@@ -317,6 +338,43 @@ def test_intervals_without_a_positive_label_account_for_groups():
     naive = measure(truth.repeat(6), probabilities.repeat(6, axis=0), None)
     for name, metric in copied.items():
         assert metric.high - metric.low > 1.5 * (naive[name].high - naive[name].low)
+
+
+def test_one_group_of_a_class_gives_no_interval_of_the_calibration():
+    """Every resample would contain the same images."""
+    truth, probabilities = np.arange(40) % 2, answers(0, images=40, labels=2)[1]
+    assert not {"brier", "calibration_error"} & measure(truth, probabilities, 1, None, truth).keys()
+    mixed = np.where(truth == 1, 50, np.arange(40))  # many groups of one class, one of the other
+    assert not {"brier", "calibration_error"} & measure(truth, probabilities, 1, None, mixed).keys()
+    assert {"brier", "calibration_error"} <= measure(truth, probabilities, 1, None, np.arange(40) // 4).keys()
+
+
+def in_groups(rng, groups, images, distance, correlation):
+    """Labels, scores and groups of as many groups of each class."""
+    group = np.arange(2 * groups).repeat(images)
+    positive = group < groups
+    shared = np.sqrt(correlation) * rng.normal(size=2 * groups)[group]
+    return positive, distance * positive + shared + np.sqrt(1 - correlation) * rng.normal(size=len(group)), group
+
+
+@pytest.mark.parametrize("groups", [3, 5, 20])
+def test_area_of_few_groups_is_covered(groups):
+    """With the normal distribution in the place of Student's t: 0.82 with 3 groups of each class."""
+    rng = np.random.default_rng(6)
+    truth = norm.cdf(1.5 / np.sqrt(2))
+    found = [auc(*in_groups(rng, groups, 20, 1.5, 0.7)) for _ in range(200)]
+    assert np.mean([metric.low <= truth <= metric.high for metric in found]) >= 0.92
+
+
+def test_false_positive_rate_accounts_for_the_threshold_that_it_chooses():
+    """Wilson's interval of a fixed threshold covers the truth in 0.69 of such samples."""
+    rng = np.random.default_rng(7)
+    truth = norm.sf(2 - norm.ppf(0.95))
+    found = [false_positive_rate(*in_groups(rng, 100, 1, 2, 0)) for _ in range(60)]
+    assert np.mean([metric["low"] <= truth <= metric["high"] for metric in found]) >= 0.9
+    perfect = false_positive_rate(np.arange(40) % 2 == 1, np.arange(40) % 2 + 0.0, np.arange(40))
+    assert (perfect["value"], perfect["low"]) == (0, 0)
+    assert perfect["high"] > 0.1  # resamples are all alike
 
 
 def test_bootstrap_draws_groups_within_each_of_several_classes():

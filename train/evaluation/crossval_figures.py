@@ -17,7 +17,18 @@ from mri_edge.train.transforms.mri import CHANGES
 
 from .calibration import choose_threshold
 from .crossval_record import TEACHER, ScoredImages
-from .intervals import COMBINED, GROUP_BOOTSTRAP, Figures, Weights, auc, bootstrap, both_kinds, mean_of, percentile
+from .intervals import (
+    COMBINED,
+    GROUP_BOOTSTRAP,
+    Figures,
+    Weights,
+    auc,
+    bootstrap,
+    both_kinds,
+    mean_of,
+    outer_bounds,
+    percentile,
+)
 from .metrics import by_label, fraction_metric, macro_figures, measure_answers, weighted_auc
 
 SENSITIVITY = 0.95  # where specificity is compared
@@ -136,7 +147,7 @@ def figures(
     metrics = measure_answers(label, probabilities[rows], answer, positive, group)
     found: dict[str, Any] = {name: asdict(metric) for name, metric in metrics.items()}
     if positive is not None and both_kinds(label == positive):
-        found["false_positive_rate_at_sensitivity"] = _false_positives(
+        found["false_positive_rate_at_sensitivity"] = false_positive_rate(
             label == positive, probabilities[rows, positive], group
         )
     folder, right = images.folder[rows], answer == label
@@ -150,11 +161,20 @@ def figures(
     return found
 
 
-def _false_positives(is_positive: Flags, score: NDArray[np.float64], group: Indices) -> dict[str, Any]:
-    """Return the false positive rate where the sensitivity first reaches ``SENSITIVITY``."""
+def false_positive_rate(is_positive: Flags, score: NDArray[np.float64], group: Indices) -> dict[str, Any]:
+    """Return the false positive rate where the sensitivity first reaches ``SENSITIVITY``.
+
+    The threshold depends on the same images, so each resample chooses it again. The interval is at least as wide as
+    that of a fixed threshold, because nearly all resamples are equal where nearly all answers are right. In simulations
+    it covers the truth in 0.90 to 0.99 of the samples, that of a fixed threshold in 0.67 to 0.89
+    (``scripts/interval_coverage.py``).
+    """
     _, sensitivity, thresholds = roc_curve(is_positive, score, drop_intermediate=False)
     threshold = thresholds[np.argmax(sensitivity >= SENSITIVITY - 1e-12)]
-    return asdict(fraction_metric(score[~is_positive] >= threshold, group[~is_positive]))
+    fixed = fraction_metric(score[~is_positive] >= threshold, group[~is_positive])
+    resampled = bootstrap(lambda weights: {"rate": 1 - specificity_at(is_positive, score, weights)}, is_positive, group)
+    drawn = percentile(fixed.value, resampled["rate"], fixed.images, GROUP_BOOTSTRAP)
+    return asdict(outer_bounds(drawn, fixed))
 
 
 def _mean_of_folds(folds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from .intervals import (
     BASIC_BOOTSTRAP,
     BASIC_GROUP_BOOTSTRAP,
     BOOTSTRAP,
-    COMBINED,
     GROUP_BOOTSTRAP,
     GROUPED_WILSON,
     Figures,
@@ -31,6 +30,7 @@ from .intervals import (
     draw_outcomes,
     grouped_wilson,
     mean_of,
+    outer_bounds,
     percentile,
 )
 
@@ -97,7 +97,8 @@ def measure(
 
     With a positive label: accuracy, auc, sensitivity, specificity, precision, f1, brier and calibration_error.
     Undefined ones are omitted: AUC if all images are of one class, sensitivity and F1 without positive images,
-    specificity without negative ones, precision if no image was called positive.
+    specificity without negative ones, precision if no image was called positive, brier and calibration_error if all
+    images of a class are of one group.
 
     Without a positive label: accuracy (of the most probable label), the means over labels macro_auc (each label against
     all others), macro_sensitivity, macro_precision and macro_f1, and brier and calibration_error. A mean includes the
@@ -159,8 +160,11 @@ def _calibration_metrics(
     """Return Brier score and calibration error.
 
     ``score`` (N,) is the probability of ``outcome`` (N,), ``squares`` (N,) is what the Brier score is the mean of, and
-    ``strata`` (N,) are the classes of the bootstrap.
+    ``strata`` (N,) are the classes of the bootstrap. If one of them has a single group, which every resample would
+    contain, there is no interval, so both are omitted.
     """
+    if group is not None and any(len(np.unique(group[strata == kind])) == 1 for kind in np.unique(strata)):
+        return {}
     distance = _distance(score)
     error = score - outcome
 
@@ -188,25 +192,16 @@ def _measure_all_labels(
     parts = [_label_metrics(truth, probabilities, chosen, label, group) for label in labels]
     never = Metric(0.0, 0.0, 1.0, 0, WILSON)  # the precision of a label that is never called
     figures = macro_figures(truth, probabilities, chosen, labels)
-    resampled = bootstrap(figures, truth, group)
+    resampled, method = bootstrap(figures, truth, group), BOOTSTRAP if group is None else GROUP_BOOTSTRAP
     metrics = {"accuracy": fraction_metric(chosen == truth, group)}
     for name, values in figures(np.ones((1, len(truth)))).items():
         combined = mean_of([part.get(name.removeprefix("macro_"), never) for part in parts], len(truth))
-        metrics[name] = _widest(float(values[0]), resampled[name], combined, group)
+        # The labels are not independent, which the bootstrap accounts for. But where nearly all answers are right,
+        # nearly all resamples are equal, and the bootstrap alone would be too narrow.
+        metrics[name] = outer_bounds(percentile(values[0], resampled[name], len(truth), method), combined)
     right, images = chosen == truth, np.arange(len(truth))
     squares = ((probabilities - np.eye(probabilities.shape[1])[truth]) ** 2).sum(axis=1)
     return metrics | _calibration_metrics(probabilities[images, chosen], right, squares, truth, group)
-
-
-def _widest(value: float, resampled: NDArray[np.float64], combined: Metric, group: Groups) -> Metric:
-    """Return the outer bounds of the bootstrap and of the labels' own intervals.
-
-    The labels are not independent, which the bootstrap accounts for. But where nearly all answers are right, nearly all
-    resamples are equal, and the bootstrap alone would be too narrow.
-    """
-    drawn = percentile(value, resampled, combined.images, BOOTSTRAP if group is None else GROUP_BOOTSTRAP)
-    low, high = max(0.0, min(drawn.low, combined.low)), min(1.0, max(drawn.high, combined.high))
-    return replace(drawn, low=low, high=high, method=f"{drawn.method}; at least as wide as {COMBINED}")
 
 
 def macro_figures(
