@@ -88,7 +88,16 @@ def test_rules_that_cannot_be_read_are_rejected(rule, message):
 
 def test_a_positive_label_is_found_in_any_case():
     assert choose_labels(FOUR, "GLIOMA", "folders").positive_name == "glioma"
-    assert choose_labels(["a", "b"], "x", "a=X,b=x").positive_name == "x"
+
+
+@pytest.mark.parametrize("other", ["tumor", " TUMOR ", "Tumor"])
+def test_labels_of_a_mapping_that_differ_only_in_case_are_one(other):
+    chosen = choose_labels(["a", "b", "c"], "tumor", f"a=Tumor,b={other},c=healthy")
+    assert chosen == Labels(("healthy", "Tumor"), 1, {"healthy": ["c"], "Tumor": ["a", "b"]})
+    assert choose_labels(["a", "b"], "y", f"a=Tumor,A={other},b=y").folders["Tumor"] == ["a"]
+    matched = match_labels(["a", "b", "CLEAR"], TRAINED, f"a={other},b=tumor,clear=Healthy")
+    assert matched.folders == {"healthy": ["CLEAR"], "tumor": ["a", "b"]}
+    assert match_labels(["a", "Tumor"], TRAINED, "a=healthy").folders["tumor"] == ["Tumor"]
 
 
 TRAINED = Labels(("healthy", "tumor"), 1, {"healthy": ["clear"], "tumor": ["glioma", "pituitary"]})

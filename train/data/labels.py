@@ -104,17 +104,13 @@ def match_labels(folders: Iterable[str], trained: Labels, rule: str | None = Non
     names = sorted(set(folders), key=_key)
     if not names:
         raise DataError("no class folders found", "Point --data to a folder that contains one folder per class")
+    mapped = {} if rule in (None, FOLDERS) else _parse_mapping(str(rule))
+    label_of = {name: _key(mapped.get(_key(name), name)) for name in names}
     meaning = {_key(name): name for name in trained.names}
-    if rule not in (None, FOLDERS):
-        mapped = _parse_mapping(str(rule))
-        label_of = {name: mapped.get(_key(name), name) for name in names}
-        meaning = {name: name for name in trained.names}
-    else:
-        label_of = {name: _key(name) for name in names}
-        if rule is None:
-            known = {folder: KNOWN_LABELS[index] for folder, index in KNOWN_FOLDERS.items()}
-            meaning = (known if trained.names == KNOWN_LABELS else {}) | meaning
-            meaning |= {_key(folder): label for label, of_label in trained.folders.items() for folder in of_label}
+    if rule is None:
+        known = {folder: KNOWN_LABELS[index] for folder, index in KNOWN_FOLDERS.items()}
+        meaning = (known if trained.names == KNOWN_LABELS else {}) | meaning
+        meaning |= {_key(folder): label for label, of_label in trained.folders.items() for folder in of_label}
     if unknown := [name for name in names if label_of[name] not in meaning]:
         _refuse_unequal_labels(label_of, unknown, meaning, trained)
     of_label: dict[str, list[str]] = {name: [] for name in trained.names}
@@ -175,8 +171,12 @@ def _mapped_folders(names: list[str], rule: str) -> dict[str, list[str]]:
 
 
 def _parse_mapping(rule: str) -> dict[str, str]:
-    """Read ``"FOLDER=LABEL,..."``: the label of each folder, by the ``_key`` of its name."""
+    """Read ``"FOLDER=LABEL,..."``: the label of each folder, by the ``_key`` of its name.
+
+    Labels with the same ``_key`` are one, in the spelling that comes first.
+    """
     label_of: dict[str, str] = {}
+    spelling: dict[str, str] = {}
     for part in filter(None, map(str.strip, rule.split(","))):
         folder, _, label = (piece.strip() for piece in part.rpartition("="))
         if not folder or not label:
@@ -184,6 +184,7 @@ def _parse_mapping(rule: str) -> dict[str, str]:
                 f"--labels takes {FOLDERS!r} or pairs FOLDER=LABEL. Received: {part!r}",
                 "For example: --labels glioma=tumor,notumor=healthy",
             )
+        label = spelling.setdefault(_key(label), label)
         if label_of.setdefault(_key(folder), label) != label:
             raise UsageError(
                 f"--labels gives the folder {folder!r} two labels: {label_of[_key(folder)]} and {label}", "Give one"
