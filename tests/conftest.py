@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -248,6 +250,17 @@ def heatmap_score() -> Callable[..., HeatmapScore]:
         )
 
     return make
+
+
+@pytest.fixture
+def as_user() -> list[str]:
+    """Return a command prefix that drops privileges, because root may read a folder of mode 0."""
+    if os.geteuid():
+        return []
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], check=False).returncode:
+        pytest.skip("root cannot drop its privileges here")
+    return drop
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,21 +36,11 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def _as_user() -> list[str]:
-    """A command prefix that drops privileges, because root may read a folder of mode 0."""
-    if os.geteuid():
-        return []
-    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
-    if shutil.which("setpriv") is None or subprocess.run([*drop, "true"], check=False).returncode:
-        pytest.skip("root cannot lay down its privileges here")
-    return drop
-
-
 def _predict(
-    bundle: Path, *arguments: object, as_user: bool = False, **options: object
+    bundle: Path, *arguments: object, prefix: Sequence[str] = (), **options: object
 ) -> subprocess.CompletedProcess[bytes]:
     environment = os.environ | {"LC_ALL": "C.UTF-8"}  # strict: elsewhere Python lets odd bytes through
-    command = [*(_as_user() if as_user else []), PROGRAM, "predict", "--model", bundle, *arguments]
+    command = [*prefix, PROGRAM, "predict", "--model", bundle, *arguments]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, **options}
     return subprocess.run(command, check=False, **settings)
 
@@ -96,13 +85,13 @@ def test_list_on_stdin_may_hold_any_bytes(tiny_bundle, folder):
     assert b"Traceback" not in done.stderr
 
 
-def test_an_unreadable_folder_does_not_affect_other_scans(tiny_bundle, tmp_path):
+def test_an_unreadable_folder_does_not_affect_other_scans(tiny_bundle, tmp_path, as_user):
     for name in ("a/1.jpg", "b/1.jpg", "c/1.jpg"):
         (tmp_path / "all" / name).parent.mkdir(parents=True)
         (tmp_path / "all" / name).write_bytes(SCAN.read_bytes())
     (tmp_path / "all" / "a" / "0.jpg").symlink_to("0.jpg")  # a link to itself
     (tmp_path / "all" / "b").chmod(0)
-    done = _predict(tiny_bundle, "all", "-r", "--json", cwd=tmp_path, as_user=True)
+    done = _predict(tiny_bundle, "all", "-r", "--json", cwd=tmp_path, prefix=as_user)
     (tmp_path / "all" / "b").chmod(0o700)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 1
@@ -133,7 +122,7 @@ BARRED = {
 }
 
 
-def test_folders_without_permission_are_reported_in_one_line(tmp_path):
+def test_folders_without_permission_are_reported_in_one_line(tmp_path, as_user):
     (tmp_path / "barred").mkdir(mode=0)
     program = """
 import json, sys
@@ -143,7 +132,7 @@ for name, (arguments, _) in json.load(sys.stdin).items():
     print(json.dumps([name, run(arguments)]), flush=True)
 """
     done = subprocess.run(
-        [*_as_user(), sys.executable, "-c", program],
+        [*as_user, sys.executable, "-c", program],
         cwd=tmp_path,
         input=json.dumps(BARRED, default=str),
         capture_output=True,
@@ -156,9 +145,8 @@ for name, (arguments, _) in json.load(sys.stdin).items():
 
 
 @pytest.mark.parametrize("home", [None, "barred"])
-def test_without_a_home_folder_there_is_no_profile(tiny_bundle, tmp_path, home):
+def test_without_a_home_folder_there_is_no_profile(tiny_bundle, tmp_path, as_user, home):
     (tmp_path / "barred").mkdir(mode=0)
-    drop = _as_user()
     if home is None:  # a number without an account, as containers have it: nobody knows its home
         program = "import os, pwd, sys; pwd.getpwuid = lambda uid: pwd.getpwnam('no such account')"
     else:
@@ -167,7 +155,7 @@ def test_without_a_home_folder_there_is_no_profile(tiny_bundle, tmp_path, home):
     named = {"HOME", "XDG_CACHE_HOME", "MRI_EDGE_PROFILE_DIR"}
     environment = {name: value for name, value in os.environ.items() if name not in named}
     environment |= {} if home is None else {"HOME": str(tmp_path / home)}
-    command = [*drop, sys.executable, "-c", program, "predict", SCAN, "--model", tiny_bundle]
+    command = [*as_user, sys.executable, "-c", program, "predict", SCAN, "--model", tiny_bundle]
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 

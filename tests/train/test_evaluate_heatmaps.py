@@ -312,9 +312,11 @@ def test_any_other_folder_is_healthy_with_its_subfolders(bundle, scans):
 def test_folder_without_healthy_scans_is_refused(bundle, tmp_path, scans):
     manifest = Bundle.open(bundle).manifest
     (tmp_path / "empty").mkdir()
-    for folder, message in ((tmp_path / "empty", "no pictures in it"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(DataError, match=message):
-            find_healthy(folder, manifest)
+    with pytest.raises(DataError, match="no pictures in it"):
+        find_healthy(tmp_path / "empty", manifest)
+    for rule in (None, "healthy=no"):
+        with pytest.raises(DataError, match="no such folder"):
+            find_healthy(tmp_path / "none", manifest, rule)
     data = tmp_path / "data"
     shutil.copytree(scans, data / "yes")
     with pytest.raises(DataError, match=r"no healthy scan\. All 12 scans are yes; healthy: 'no'"):

@@ -1,6 +1,7 @@
 """Test that data folders are listed in the order of the reference, and that invalid folders are rejected."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from mri_edge.errors import DataError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
 from mri_edge.train.data.collection import decode
-from mri_edge.train.data.folder import find_scans
+from mri_edge.train.data.folder import find_scans, list_scans
 from mri_edge.train.data.selection import exclude
 
 
@@ -100,8 +101,57 @@ def test_invalid_folders_are_rejected_before_decoding(files, message, tmp_path):
 
 
 def test_missing_folder_is_rejected(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
-        find_scans(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for data in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(DataError, match="no such folder"):
+            find_scans(data)
+        with pytest.raises(DataError, match="no such folder"):
+            list_scans(data, 0)
+
+
+LISTING = """
+import sys
+from pathlib import Path
+from mri_edge.errors import DataError
+from mri_edge.train.data.folder import find_scans, folder_names, list_scans, pictures_in
+
+for data in map(Path, sys.argv[1:]):
+    for listed in (find_scans, folder_names, lambda data: list_scans(data, 0), pictures_in):
+        try:
+            listed(data)
+        except DataError as error:
+            print(data.name, error.problem)
+        else:
+            print(data.name, "is read")
+"""
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, as_user):
+    """One folder cannot be listed, the files of another cannot be inspected, and a third lies in such a folder."""
+    for data in ("unlisted", "closed", "parent/inner"):
+        for file in ("no/1.png", "yes/1.png"):
+            put(tmp_path / data / file)
+    locked = {tmp_path / "unlisted/yes": 0, tmp_path / "closed/yes": 0o444, tmp_path / "parent": 0}
+    for folder, mode in locked.items():
+        folder.chmod(mode)
+    try:
+        names = [str(tmp_path / name) for name in ("unlisted", "closed", "parent/inner")]
+        command = [*as_user, sys.executable, "-c", LISTING, *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        for folder in locked:
+            folder.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    unlisted, closed, inner = (
+        f"{tmp_path / name}: cannot read (Permission denied)" for name in ("unlisted/yes", "closed/yes", "parent/inner")
+    )
+    assert done.stdout.splitlines() == [
+        *[f"unlisted {unlisted}"] * 3,
+        "unlisted is read",  # it has no pictures itself, and the folders in it do not matter
+        *[f"closed {closed}"] * 3,
+        "closed is read",
+        *[f"inner {inner}"] * 4,
+    ]
 
 
 def test_decoding_equals_that_of_the_runtime(folders, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ def find_scans(
     Raises
     ------
     UsageError, DataError
-        The folder does not exist or has a class without images, or a name is not UTF-8; or as for ``choose_labels`` or
-        ``match_labels``.
+        The folder does not exist, cannot be read or has a class without images, or a name is not UTF-8; or as for
+        ``choose_labels`` or ``match_labels``.
     """
     classes = _class_folders(data)
     names = [folder.name for folder in classes.values()]
@@ -54,7 +54,7 @@ def find_scans(
     found = []
     for relative, folder in classes.items():
         source = relative.rpartition("/")[0]
-        for path in _pictures(folder):
+        for path in pictures_in(folder):
             found.append((source, index[folder.name], folder.name.lower(), path.name.lower(), relative, path))
             _check_name(found[-1][-1])
     found.sort()
@@ -71,10 +71,8 @@ def list_scans(data: Path, label: int) -> list[Scan]:
     """List the pictures in a folder and its subfolders, which all have one label, by path.
 
     Hidden folders and links to folders are left out. Raises DataError if there is no picture or no such folder, or if a
-    file cannot be read or has a name that is not UTF-8.
+    file or folder cannot be read or has a name that is not UTF-8.
     """
-    if not data.is_dir():
-        raise DataError(f"{data}: no such folder", "Name a folder of scans")
     paths = sorted(_pictures_below(data))
     if not paths:
         raise DataError(f"{data}: no pictures in it", f"Pictures end in {', '.join(readers.suffixes())}")
@@ -103,15 +101,21 @@ def distinct_scans(scans: Sequence[Scan]) -> tuple[list[Scan], list[tuple[Scan, 
 
 
 def folder_names(data: Path) -> set[str]:
-    """Return the names of the folders in a data folder that may be class folders: those in it, and those in these."""
-    if not data.is_dir():
-        return set()
+    """Return the names of the folders in a data folder that may be class folders: those in it, and those in these.
+
+    Raises DataError if one of them cannot be read.
+    """
     folders = _folders(data)
     return {folder.name for parent in [data, *folders] for folder in _folders(parent)}
 
 
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, sorted. Raises DataError if it cannot be read."""
+    return _list(folder, lambda path: path.is_file() and readers.recognizes(path))
+
+
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    yield from _pictures(folder)
+    yield from pictures_in(folder)
     for inner in _folders(folder):
         if not inner.is_symlink():  # it could lead back to a parent folder
             yield from _pictures_below(inner)
@@ -132,31 +136,35 @@ def _hash(path: Path) -> str:
         raise DataError(f"{path}: cannot read ({error.strerror})", "Make it readable, or remove it") from error
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and readers.recognizes(path)]
-
-
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return _list(folder, lambda path: path.is_dir() and not path.name.startswith("."))
+
+
+def _list(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    """Return what a folder contains and ``wanted`` accepts, sorted. Raises DataError if it cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if wanted(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{folder}: no such folder", "Name a folder of scans") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot read ({error.strerror})", "Make it readable, or remove it") from error
 
 
 def _class_folders(data: Path) -> dict[str, Path]:
     """Return the class folders by path relative to ``data``. A folder with subfolders and no pictures is a source."""
-    if not data.is_dir():
-        raise DataError(f"{data}: no such folder", "Name a folder that contains one folder per class")
     classes: dict[str, Path] = {}
     for folder in _folders(data):
-        if (folder / MANIFEST).is_file():
+        if _list(folder, lambda path: path.name == MANIFEST):
             raise DataError(f"{folder}: is a bundle, not a folder of scans", f"Move it out of {data}")
-        inner, pictures = _folders(folder), _pictures(folder)
-        if pictures and (filled := [path.name for path in inner if _pictures(path)]):
+        inner, pictures = _folders(folder), pictures_in(folder)
+        if pictures and (filled := [path.name for path in inner if pictures_in(path)]):
             raise DataError(
                 f"{folder}: contains pictures ({pictures[0].name}) and folders of pictures ({', '.join(filled)})",
                 "Move one or the other: a class has pictures, a source has one folder per class",
             )
         for class_folder in inner if inner and not pictures else [folder]:
             classes[class_folder.relative_to(data).as_posix()] = class_folder
-    empty = [relative for relative, folder in classes.items() if not _pictures(folder)]
+    empty = [relative for relative, folder in classes.items() if not pictures_in(folder)]
     if empty:
         raise DataError(
             f"{data}: no pictures in {', '.join(empty)}",

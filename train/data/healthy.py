@@ -8,9 +8,8 @@ from pathlib import Path
 from mri_edge.authoring.labels import KNOWN_FOLDERS, KNOWN_LABELS
 from mri_edge.bundles.manifest import Manifest
 from mri_edge.errors import DataError, UsageError
-from mri_edge.scans import readers
 
-from .folder import Scan, find_scans, folder_names, list_scans
+from .folder import Scan, find_scans, folder_names, list_scans, pictures_in
 from .labels import Labels, match_labels
 
 
@@ -83,10 +82,9 @@ def find_healthy(data: Path, manifest: Manifest, rule: str | None = None) -> Hea
             )
         scans = list_scans(data, min(healthy))
         return HealthyScans(scans, 0, f"{len(scans)} scans, all taken as healthy")
-    loose = [path.name for path in sorted(data.iterdir()) if path.is_file() and readers.recognizes(path)]
-    if loose:
+    if loose := pictures_in(data):
         raise DataError(
-            f"{data}: contains pictures ({loose[0]}) and folders of the model's labels",
+            f"{data}: contains pictures ({loose[0].name}) and folders of the model's labels",
             "Move the pictures into a folder, or name the folder of healthy scans",
         )
     found, labels = find_scans(data, rule=rule, trained=trained)
