@@ -27,6 +27,7 @@ from .bundle import metrics_document
 from .evaluation.evaluate import groups_of
 from .evaluation.metrics import measure
 
+_REPORT = "report/"
 _LIMIT = 1 << 30  # bytes of a record; one of 4,000 images has some 10 MB
 
 
@@ -153,12 +154,18 @@ def set_threshold(bundle: Bundle, out: Path, found: OutOfFold, *, overwrite: boo
     old = bundle.manifest
     _check_bundle(bundle)
     warnings = list(found.warnings)
-    if found.value != old.threshold and any(artifact.parity for artifact in old.artifacts):
-        warnings.append(
-            "The parity of the artifacts was counted at the threshold before: 'mri-edge export' counts it again."
-        )
+    keep = [entry.file for entry in bundle.entries()]
+    if found.value != old.threshold:
+        # The pages show more than the bundle records, so they cannot be made again.
+        keep = [file for file in keep if not file.startswith(_REPORT)]
+        if len(keep) < len(bundle.entries()):
+            warnings.append(f"The pages in {_REPORT} are left out: they show figures at the threshold before.")
+        if any(artifact.parity for artifact in old.artifacts):
+            warnings.append(
+                "The parity of the artifacts was counted at the threshold before: 'mri-edge export' counts it again."
+            )
     in_place = not bundle.archive and out.resolve() == bundle.folder.resolve()
-    with rewrite_bundle(bundle, None if in_place else out) as writer:
+    with rewrite_bundle(bundle, None if in_place else out, keep=keep) as writer:
         details = {**old.training.details, "threshold_rule": found.rule}
         # The score of heatmaps is about the lesions that the model called at the old threshold.
         writer.update(threshold=found.value, training=replace(old.training, details=details), heatmaps=None)

@@ -229,6 +229,24 @@ def test_new_threshold_changes_the_figures_that_depend_on_it(bundle, tmp_path):
     assert "'mri-edge export' counts it again" in record["warnings"][0]
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_report_at_another_threshold_is_left_out(bundle, tmp_path, in_place):
+    with rewrite_bundle(bundle) as writer:
+        for file in ("report/index.html", "report/roc.svg", "report/parity.html"):
+            writer.add_document(file, "<p>sensitivity 0.903</p>")
+    bundle = Bundle.open(bundle.folder)
+    same = set_threshold(bundle, tmp_path / "same", OutOfFold(bundle.manifest.threshold, RULE, ()))
+    assert same["warnings"] == []
+    assert {entry.file for entry in Bundle.open(tmp_path / "same").entries()} == {
+        entry.file for entry in bundle.entries()
+    }
+    out = bundle.folder if in_place else tmp_path / "new"
+    record = set_threshold(bundle, out, OutOfFold(0.3, RULE, ()), overwrite=in_place)
+    assert "report/ are left out" in record["warnings"][0]
+    assert not (out / "report").exists()
+    Bundle.open(out).verify()
+
+
 def test_command_writes_a_new_unsigned_bundle(bundle, slices, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     slices["images"]["selectable"] = [index % 2 for index in range(3975)]
