@@ -33,7 +33,7 @@ def test_no_group_is_divided_and_every_image_has_a_fold(seed):
 
 
 def test_too_few_groups_are_rejected():
-    with pytest.raises(DataError, match=r"class '0' has 2 groups of images.*too few for 3 folds"):
+    with pytest.raises(DataError, match=r"class '0' has 2 groups of images.*at least 3.*fewer folds"):
         by_group(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4]), 3, 0)
 
 

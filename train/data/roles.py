@@ -175,9 +175,18 @@ def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLD
 
     ``seed`` chooses the fold: shuffling alone hardly changes folds of large groups, which are assigned by size. A fold
     that is mostly a single group is passed over.
+
+    Raises DataError if there are too few groups.
     """
-    folds = _of_several_groups(grouped_folds(data, candidates, parts, seed), data.group[candidates])
-    return folds[seed % len(folds)]
+    try:
+        folds = grouped_folds(data, candidates, parts, seed)
+    except DataError as error:  # these folds are not those of --cv, so fewer cannot be asked for
+        raise DataError(
+            f"no images can be held out to validate or test: {error.problem}",
+            "Add images of that class, or use smaller groups (--groups)",
+        ) from error
+    several = _of_several_groups(folds, data.group[candidates])
+    return several[seed % len(several)]
 
 
 def _of_several_groups(folds: Sequence[Indices], group: Indices) -> Sequence[Indices]:
@@ -239,8 +248,8 @@ def by_group(kind: NDArray[np.generic], group: Indices, folds: int, seed: int = 
     fewest = min(groups_of, key=groups_of.__getitem__)
     if groups_of[fewest] < folds:
         raise DataError(
-            f"class {fewest!r} has {groups_of[fewest]} groups of images left: too few for {folds} folds, because a "
-            "group is never divided",
+            f"class {fewest!r} has {groups_of[fewest]} groups of images left, and at least {folds} are needed: a group "
+            "is never divided",
             "Add images of that class, use smaller groups (--groups), or ask for fewer folds",
         )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
