@@ -175,6 +175,18 @@ def test_exclude_prefers_scans_to_lists_even_inside_the_data_folder(folders, tmp
         exclude(scans, [str(tmp_path / "picture.png")])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="such names are POSIX")
+@pytest.mark.parametrize("name", ["scan[1].png", "scan*.png", "scan?.png", "[!s]can1.png"])
+def test_exclude_takes_a_name_before_a_pattern(tmp_path, name):
+    for file in (name, "scan1.png", "zcan1.png"):
+        put(tmp_path / "no" / file)
+        put(tmp_path / "yes" / file)
+    scans, _ = find_scans(tmp_path)
+    (tmp_path / "list.txt").write_text(f"yes/{name}\n")
+    _, left_out = exclude(scans, [f"no/{name}", str(tmp_path / "list.txt")])
+    assert [scan.file for scan in left_out] == [f"no/{name}", f"yes/{name}"]
+
+
 @pytest.mark.data
 def test_reference_split_of_the_reference_data_has_the_published_counts(scans, reference_split):
     found, labels = find_scans(scans / "navoneel")

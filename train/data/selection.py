@@ -73,7 +73,7 @@ def select(
 def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan], list[Scan]]:
     """Split scans into those to use and those to exclude.
 
-    ``patterns`` are shell-style patterns of ``Scan.file``, or paths of text files with one pattern per line.
+    ``patterns`` are names or shell-style patterns of ``Scan.file``, or paths of text files with one of them per line.
 
     Raises
     ------
@@ -81,8 +81,12 @@ def exclude(scans: Sequence[Scan], patterns: Iterable[str]) -> tuple[list[Scan],
         A pattern matches no scan and is probably misspelled, or a text file cannot be read.
     """
 
+    names = {scan.file for scan in scans}
+
     def matched(pattern: str) -> set[str]:
-        return {scan.file for scan in scans if fnmatchcase(scan.file, pattern)}
+        if pattern in names:  # also a name that is a pattern, such as scan[1].png
+            return {pattern}
+        return {name for name in names if fnmatchcase(name, pattern)}
 
     left_out: set[str] = set()
     for pattern in patterns:
