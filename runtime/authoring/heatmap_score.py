@@ -47,7 +47,8 @@ def facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("scans", f"{score.lesions} lesions drawn in {score.scans} healthy scans, {score.data}"),
     ]
     if score.hot_spot is not None:
-        rows.append(("hot spots", f"from {score.hot_spot:g} log-odds, which 5% of healthy validation maps reach"))
+        text = f"from {score.hot_spot:g} log-odds, which at most 5% of healthy validation maps reach"
+        rows.append(("hot spots", text))
     for name, text in NAMES.items():
         if metric := score.metrics.get(name):
             rows.append((text, f"{figure_text(name, metric.value, metric.low, metric.high)}, {metric.images} maps"))

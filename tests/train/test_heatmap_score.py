@@ -271,6 +271,14 @@ def test_one_in_twenty_healthy_maps_may_have_a_hot_spot():
     assert sum(scan.maximum >= limit for scan in healthy) <= 5
 
 
+@pytest.mark.parametrize("count", [20, 21, 39, 40, 60, 99, 100, 119, 120])
+def test_limit_is_the_lowest_tenth_that_few_healthy_maps_reach(count):
+    maxima = np.random.default_rng(count).permutation(count) / 5 + 0.05  # no two within a tenth
+    limit = choose_hot_spot([HealthyMap(number, maximum) for number, maximum in enumerate(maxima)])
+    assert np.sum(maxima >= limit) == count // 20
+    assert np.sum(maxima >= limit - 0.1) > count // 20
+
+
 def test_a_value_at_a_tenth_stays_below_the_limit():
     assert choose_hot_spot([HealthyMap(number, 0.5) for number in range(40)]) == pytest.approx(0.6)
 

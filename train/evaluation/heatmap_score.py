@@ -203,8 +203,9 @@ def choose_hot_spot(healthy: Sequence[HealthyMap]) -> float | None:
     """Return the log-odds that at most 5% of these healthy maps reach, rounded up to a tenth; None for too few maps."""
     if len(healthy) < _LEAST_HEALTHY:
         return None
-    limit = float(np.quantile([scan.maximum for scan in healthy], 1 - _FALSE_SPOTS, method="higher"))
-    return math.floor(10 * limit + 1) / 10
+    allowed = int(_FALSE_SPOTS * len(healthy))
+    highest_below = sorted(scan.maximum for scan in healthy)[-1 - allowed]
+    return math.floor(10 * highest_below + 1) / 10
 
 
 def by_look(cases: Sequence[Case]) -> dict[str, dict[str, Metric]]:

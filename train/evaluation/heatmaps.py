@@ -155,7 +155,10 @@ def evaluate_heatmaps(
 def _choose_hot_spot(
     classifier: Classifier, scans: Sequence[Scan], split: Split | None, healthy: Sequence[str], track: Track
 ) -> float | None:
-    """Choose the limit of a hot spot on healthy validation scans, which have no lesions drawn and are not scored."""
+    """Choose the limit of a hot spot on healthy validation scans, without lesions.
+
+    The role ``"all"`` also scores these scans. The other roles do not.
+    """
     validation = {short(image.sha256) for image in split.of("validation")} if split else set()
     chosen = list({scan.sha256: scan for scan in scans if short(scan.sha256) in validation}.values())
     answered = classify_healthy(classifier, chosen, healthy, track)

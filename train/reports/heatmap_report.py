@@ -92,7 +92,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
 def _hot_spot(limit: float | None) -> str:
     if limit is None:
         return f"hot spots from {HOT_SPOT:g} log-odds, because there are too few healthy validation scans to choose it"
-    return f"hot spots from {limit:g} log-odds, which 5% of the maps of healthy validation scans reach"
+    return f"hot spots from {limit:g} log-odds, which at most 5% of the maps of healthy validation scans reach"
 
 
 def _explanation(record: dict[str, Any]) -> str:
