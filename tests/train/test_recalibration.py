@@ -218,6 +218,10 @@ def test_too_few_scans_are_refused_and_few_are_reported():
         recalibrate(simulate(rng, 11, 40, copies=9), LABELS, GOAL, 0.5)
     with pytest.raises(DataError, match="At least 100 are needed"):
         recalibrate(simulate(rng, 90, 90), LABELS, Goal(1, 0.99), 0.5)
+    answers = simulate(rng, 40, 64)
+    answers.group[40:80] = answers.group[40]  # 25 patients, of whom one has 40 scans
+    with pytest.raises(DataError, match=r"'yes' has 2 independent scans.*groups of unequal size as fewer: give each"):
+        recalibrate(answers, LABELS, GOAL, 0.5)
     few = recalibrate(simulate(rng, 20, 20), LABELS, GOAL, 0.5).warnings
     assert [line[:9] for line in few if "independent" in line] == ["Few scans"] * 2
     assert "the sensitivity could be 0.84; 73 are needed to show 0.95." in few[0]

@@ -29,6 +29,7 @@ FOLDS = 5
 _Z = float(norm.ppf(0.975))
 _WIDEST_REFUSED = 0.5  # an interval wider than this says nothing: it holds both a useful test and a useless one
 _WIDEST_ADVISED = 0.2
+_COUNTED = "near-duplicates, and scans of one patient, count as one"
 
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.intp]
@@ -131,7 +132,8 @@ def recalibrate(answers: Answers, labels: Sequence[str], goal: Goal, threshold: 
     """
     classes, binary = len(labels), len(labels) == 2
     independent = tuple(math.floor(answers.independent(answers.label == index) + 1e-9) for index in range(classes))
-    require_enough(independent, labels, goal)
+    unequal = ", and groups of unequal size as fewer: give each patient about as many scans"
+    require_enough(independent, labels, goal, _COUNTED + unequal)
     whole = fit(answers, goal)
     held_out = _cross_fit(answers, goal)
     before = decide(answers.probabilities, goal.positive, threshold)
@@ -212,15 +214,18 @@ def predictive_value(sensitivity: float, specificity: float, prevalence: float) 
     return right[0] / called[0] if called[0] else 0.0, right[1] / called[1] if called[1] else 0.0
 
 
-def require_enough(independent: Sequence[int], labels: Sequence[str], goal: Goal) -> None:
-    """Raise DataError if a label has fewer ``independent`` scans, a number per label, than ``fewest`` says."""
+def require_enough(independent: Sequence[int], labels: Sequence[str], goal: Goal, counted: str = _COUNTED) -> None:
+    """Raise DataError if a label has fewer ``independent`` scans, a number per label, than ``fewest`` says.
+
+    ``counted`` tells the user how they were counted.
+    """
     positives, negatives = fewest(goal.sensitivity)
     for index, (label, count) in enumerate(zip(labels, independent, strict=True)):
         needed = positives if index == goal.positive and len(labels) == 2 else negatives
         if count < needed:
             raise DataError(
                 f"{label!r} has {count} independent scans, too few: an interval would say nothing",
-                f"At least {needed} are needed; near-duplicates, and scans of one patient, count as one",
+                f"At least {needed} are needed; {counted}",
             )
 
 
