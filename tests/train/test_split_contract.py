@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,61 @@ def test_close_pairs_are_found_across_blocks():
     assert sorted(map(tuple, duplicates.close_pairs(found, 8).tolist())) == sorted(twins.items())
     assert duplicates.close_pairs(found[:0], 8).shape == (0, 2)
     assert duplicates.close_pairs(found[:1], 8).shape == (0, 2)
+
+
+def every_pair_joined(found: np.ndarray, patients: list[str] | None) -> np.ndarray:
+    """Return the groups by comparing every two pictures, numbered as the committed cross-validations have them."""
+    parent = np.arange(len(found))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    for first, second in itertools.combinations(range(len(found)), 2):
+        if np.count_nonzero(found[first] != found[second]) <= duplicates.SAME_SLICE_BITS:
+            parent[root(first)] = root(second)
+    for index, patient in enumerate(patients or ()):
+        parent[root(index)] = root(patients.index(patient))
+    return np.unique([root(index) for index in range(len(found))], return_inverse=True)[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("with_patients", [False, True])
+def test_numbers_of_groups_are_those_of_comparing_every_pair(seed, with_patients):
+    """Folds and committed records depend on the numbers. Copies, chains and strangers come in any order."""
+    rng = np.random.default_rng(seed)
+    strangers = rng.random((12, 128)) < 0.5
+    neighbors = strangers[rng.integers(0, 12, 30)].copy()
+    for row in neighbors:
+        row[rng.choice(128, rng.integers(0, 12), replace=False)] ^= True
+    pool = np.concatenate([strangers, neighbors])
+    found = pool[rng.integers(0, len(pool), 80)]  # most of them several times
+    patients = [str(number) for number in rng.integers(0, 60, 80)] if with_patients else None
+    np.testing.assert_array_equal(duplicates.groups(found, patients=patients), every_pair_joined(found, patients))
+
+
+def test_memory_does_not_grow_with_pairs_of_copies():
+    found = np.repeat(hashes(range(0), range(64)), 2000, axis=0)
+    tracemalloc.start()
+    try:
+        group = duplicates.groups(found)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sorted(set(group.tolist())) == [0, 1]
+    assert peak < 32 << 20  # four million pairs take 64 MB and more
+
+
+def test_close_pictures_are_found_around_the_chosen_ones():
+    rng = np.random.default_rng(0)
+    found = rng.random((1100, 128)) < 0.5
+    found[700] = found[3] ^ (np.arange(128) < 12)
+    found[800] = found[3] ^ (np.arange(128) < 13)
+    found[900] = found[1099]
+    chosen = np.array([1099, 3])
+    assert np.flatnonzero(duplicates.close_to(found, 12, chosen)).tolist() == [3, 700, 900, 1099]
+    assert not duplicates.close_to(found, 12, chosen[:0]).any()
 
 
 def test_groups_are_joined_by_chains_and_by_patients():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,16 +31,34 @@ def difference_hash(pixels: Pixels) -> Hashes:
     return np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
 
 
-def close_pairs(hashes: Hashes, bits: int) -> NDArray[np.intp]:
-    """Return index pairs (P, 2), first < second, of pictures at most ``bits`` apart. Memory grows only with P."""
+def close_pairs(hashes: Hashes, bits: int, rows: NDArray[np.intp] | None = None) -> NDArray[np.intp]:
+    """Return index pairs (P, 2), first < second, of pictures at most ``bits`` apart. Memory grows only with P.
+
+    ``rows``, in ascending order, are the pictures that may come first; None means all.
+    """
+    pairs = [np.zeros((0, 2), np.intp)]
+    for part, close in _close(hashes, bits, np.arange(len(hashes)) if rows is None else rows):
+        row, second = np.nonzero(close)
+        first = part[row]
+        keep = first < second
+        pairs.append(np.stack([first[keep], second[keep]], axis=1))
+    return np.concatenate(pairs)
+
+
+def close_to(hashes: Hashes, bits: int, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return bool (N,): True for the pictures that are at most ``bits`` from one of the chosen ones."""
+    found = np.zeros(len(hashes), bool)
+    for _, close in _close(hashes, bits, chosen):
+        found |= close.any(axis=0)
+    return found
+
+
+def _close(hashes: Hashes, bits: int, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.bool_]]]:
+    """Yield the rows in parts, each with which pictures are at most ``bits`` from them: bool (part, N)."""
     signs = np.where(hashes, np.float32(1), np.float32(-1))
-    pairs = []
-    for start in range(0, len(hashes), 512):
-        agreement = signs[start : start + 512] @ signs.T
-        first, second = np.nonzero(agreement >= HASH_BITS - 2 * bits)
-        keep = first + start < second
-        pairs.append(np.stack([first[keep] + start, second[keep]], axis=1))
-    return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.intp)
+    for start in range(0, len(rows), 512):
+        part = rows[start : start + 512]
+        yield part, signs[part] @ signs.T >= HASH_BITS - 2 * bits
 
 
 def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] | None = None) -> NDArray[np.intp]:
@@ -53,7 +71,10 @@ def groups(hashes: Hashes, bits: int = SAME_SLICE_BITS, patients: Sequence[str] 
             index = parent[index]
         return index
 
-    for first, second in close_pairs(hashes, bits):
+    # The first picture with a hash joins all that are close to it, so pairs that begin with a copy add nothing. The
+    # order of the other pairs stays: folds depend on the numbers of the groups, and these on the order.
+    first_with_hash = np.sort(np.unique(hashes, axis=0, return_index=True)[1])
+    for first, second in close_pairs(hashes, bits, first_with_hash):
         parent[root(first)] = root(second)
     first_of: dict[str, int] = {}
     for index, patient in enumerate(patients or ()):

@@ -15,7 +15,7 @@ from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import SplitPolicy
 
 from .collection import Collection, Indices
-from .duplicates import KEEP_APART_BITS, close_pairs
+from .duplicates import KEEP_APART_BITS, close_to
 from .folder import Scan
 from .grouping import GroupRule
 
@@ -163,11 +163,7 @@ def may_train(data: Collection) -> NDArray[np.bool_]:
 
 def near(data: Collection, chosen: Indices) -> NDArray[np.bool_]:
     """Return bool (N,): True for the chosen images, for their groups, and for images within ``KEEP_APART_BITS``."""
-    mask = np.isin(data.group, data.group[chosen])
-    for first, second in close_pairs(data.hashes, KEEP_APART_BITS):
-        if first in chosen or second in chosen:
-            mask[[first, second]] = True
-    return mask
+    return np.isin(data.group, data.group[chosen]) | close_to(data.hashes, KEEP_APART_BITS, chosen)
 
 
 def hold_out(data: Collection, candidates: Indices, parts: int = VALIDATION_FOLDS, seed: int = 0) -> Indices:
