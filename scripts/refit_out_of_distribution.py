@@ -16,8 +16,10 @@ from mri_edge import Bundle, Classifier
 from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.train.data.collection import collect
 from mri_edge.train.data.folder import find_scans
-from mri_edge.train.data.roles import choose_roles, rows_of
+from mri_edge.train.data.labels import Labels
+from mri_edge.train.data.roles import rows_of
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution
+from mri_edge.train.loops.distil import recorded_split
 
 BATCH = 32
 
@@ -29,12 +31,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     options = parser.parse_args()
     bundle = Bundle.open(options.bundle)
-    training = bundle.manifest.training
-    scans, _ = find_scans(options.data)
-    data = collect(scans, bundle.manifest.preprocessing)
-    split = choose_roles(data)
-    if split.split_fingerprint != training.split_fingerprint:
-        raise SystemExit(f"{options.data}: not the images, or not the split, that {bundle.folder} was trained on")
+    manifest, training = bundle.manifest, bundle.manifest.training
+    scans, _ = find_scans(options.data, trained=Labels(manifest.labels, manifest.positive, training.classes))
+    split = recorded_split(bundle, scans)
+    if split is None:
+        raise SystemExit(f"{options.data}: not the images that the split record of {bundle.folder} lists")
+    data = collect(scans, manifest.preprocessing, with_slices=False)
     train, held_out, test = rows_of(split, data)
     with Classifier.load(bundle, engine="onnxruntime") as classifier:
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras", reason="needs mri-edge[train]")
 
+from mri_edge.authoring.writer import rewrite_bundle
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.inference.out_of_distribution import distances
 from mri_edge.scans.preprocessing import Preprocessing
+from mri_edge.train.data.folder import find_scans
 from mri_edge.train.evaluation import out_of_distribution
 from mri_edge.train.evaluation.out_of_distribution import fit_out_of_distribution, keras_features
+from scripts import refit_out_of_distribution
 
 PREPROCESSING = Preprocessing(height=32, width=32)
 
@@ -81,3 +87,28 @@ def test_the_same_seed_gives_the_same_plane(backbone):
     features = keras_features(backbone, PREPROCESSING)
     first, second = (fit_out_of_distribution(features, pixels, np.arange(60), np.arange(0), seed=7) for _ in range(2))
     assert first == second
+
+
+def test_refit_uses_the_roles_that_the_bundle_records(tiny_bundle, folders, monkeypatch):
+    """No seed and no rule gives these roles: the split of a teacher or of --groups is as good as another."""
+    scans, _ = find_scans(folders)
+    roles = np.random.default_rng(0).choice(["train", "validation", "test", "excluded"], len(scans))
+    images = [SplitImage(scan.file, scan.sha256, scan.label, role) for scan, role in zip(scans, roles, strict=True)]
+    bundle = Bundle.open(tiny_bundle)
+    with rewrite_bundle(bundle) as writer:
+        writer.add_document(SPLIT, Split(tuple(reversed(images))).to_json())
+    found = {}
+
+    def stop(features, pixels, train, held_out, seed, *, source):
+        found.update(train=train, validation=held_out)
+        raise InterruptedError
+
+    monkeypatch.setattr(refit_out_of_distribution, "fit_out_of_distribution", stop)
+    monkeypatch.setattr(sys, "argv", ["refit", str(tiny_bundle), "--data", str(folders)])
+    with pytest.raises(InterruptedError):
+        refit_out_of_distribution.main()
+    for role, rows in found.items():
+        np.testing.assert_array_equal(rows, np.flatnonzero(roles == role))
+    scans[0].path.unlink()
+    with pytest.raises(SystemExit, match="not the images"):
+        refit_out_of_distribution.main()

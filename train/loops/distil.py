@@ -106,7 +106,7 @@ class BundleTeacher:
         DataError
             A teacher has no split record, was trained on other images or labels, or on another split than the first.
         """
-        splits = [_split_of(bundle, scans) for bundle in self.bundles]
+        splits = [recorded_split(bundle, scans) for bundle in self.bundles]
         for bundle, split in zip(self.bundles, splits, strict=True):
             if split is None or split != splits[0]:
                 raise DataError(
@@ -149,7 +149,7 @@ class BundleTeacher:
             classifier.close()
 
 
-def _split_of(bundle: Bundle, scans: Sequence[Scan]) -> Split | None:
+def recorded_split(bundle: Bundle, scans: Sequence[Scan]) -> Split | None:
     """Return the roles of the scans in a bundle's split record, or None if it does not list exactly these scans."""
     record = Split.of_bundle(bundle)
     roles: dict[tuple[str, int], list[Role]] = defaultdict(list)
