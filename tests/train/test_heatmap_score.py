@@ -26,7 +26,6 @@ from mri_edge.train.evaluation.heatmap_score import (
     mask_to_grid,
     random_map,
     seed_of,
-    to_grid,
 )
 from mri_edge.train.evaluation.removal import FRACTIONS, Curves, mean_height, removal_curves
 
@@ -107,15 +106,6 @@ def test_mass_is_the_proportion_of_the_sum():
     heat = np.zeros((SIDE, SIDE), np.float32)
     heat[32, 20], heat[32, 50], heat[33, 50] = 3, 1, -5  # what speaks against the label is no mass
     assert judge(heat, disc(32, 20, 5), HEAD).mass == pytest.approx(0.75)
-
-
-def test_coarse_map_is_judged_where_its_cell_is():
-    """Row i of h belongs to the fraction i / h of the height."""
-    coarse = np.zeros((8, 4), np.float32)
-    coarse[4, 1] = 1
-    row, column = np.unravel_index(to_grid(coarse, (SIDE, SIDE)).argmax(), (SIDE, SIDE))
-    assert 32 <= row < 40
-    assert 16 <= column < 32
 
 
 def test_mask_of_another_framing_keeps_its_place():

@@ -23,7 +23,7 @@ from mri_edge.train.data.grouping import BLOCK_SIZE, Grouping, GroupRule, group_
 from mri_edge.train.data.order import measure_order, thumbnail
 
 from .drawn_lesions import LOOKS, DrawnLesion, Gray, Look, Mask, draw_lesion, head_mask
-from .heatmap_score import Case, HealthyMap, Heat, mask_to_grid, reference_maps, seed_of, to_grid
+from .heatmap_score import Case, HealthyMap, Heat, mask_to_grid, reference_maps, seed_of
 from .removal import Curves, removal_curves
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -213,7 +213,6 @@ def _case(
 ) -> Case:
     explained = str(result.explained)
     grid = picture.lesion.shape[0], picture.lesion.shape[1]
-    heatmap = to_grid(heatmap, grid)
     pixels = classifier.bundle.manifest.preprocessing.resize_picture(picture.pixels)
     curves: dict[str, Curves] = {}
     if called:

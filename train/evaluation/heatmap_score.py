@@ -85,14 +85,6 @@ class Judged:
     mass: float | None
 
 
-def to_grid(heatmap: Heat, shape: tuple[int, int]) -> Heat:
-    """Resize a map float32 (h, w), which covers the frame of its scan, to a grid (H, W)."""
-    if heatmap.shape == shape:
-        return heatmap
-    resized = Image.fromarray(heatmap).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized, np.float32)
-
-
 def mask_to_grid(mask: Mask, shape: tuple[int, int]) -> Mask:
     """Resize a mask bool (h, w) to a grid (H, W): a pixel is set if at least half of its area is."""
     area = Image.fromarray(mask.astype(np.uint8) * 255).resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
