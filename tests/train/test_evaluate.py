@@ -359,6 +359,18 @@ def test_record_survives_json_and_the_page_is_self_contained(tiny_bundle, data, 
         assert fact in page
 
 
+def test_page_says_which_point_of_the_curve_the_answers_are(tiny_bundle, data):
+    from mri_edge.train.reports.evaluation_report import evaluation_page
+
+    bundle = Bundle.open(tiny_bundle)
+    texts = ["its answers", "at the threshold"]
+    for threshold, (shown, other) in ((None, texts), (0.5, texts[::-1])):
+        chosen = replace(bundle, manifest=replace(bundle.manifest, threshold=threshold))
+        page = evaluation_page(evaluate(chosen, data))
+        assert f"{shown}, 95% intervals" in page
+        assert f"{other}, 95% intervals" not in page
+
+
 def test_page_shows_mistakes_as_small_pictures(tiny_bundle, data, tmp_path):
     """At most 20 pictures of at most 160 pixels; without the scans, the page lists the mistakes without pictures."""
     from mri_edge.train.reports.evaluation_report import evaluation_page

@@ -176,7 +176,7 @@ def _plots(record: dict[str, Any]) -> list[Any]:
     """Draw confusion matrix, ROC curves and reliability; the tables on a terminal do not need matplotlib."""
     import numpy as np
 
-    from .plots import OperatingPoint, RocCurve, confusion_plot, reliability_plot, roc_plot
+    from .plots import RocCurve, confusion_plot, point_of_answers, reliability_plot, roc_plot
 
     labels, metrics, positive = record["labels"], record["metrics"], record["positive"]
     plots = [confusion_plot([("", record["confusion_matrix"])], labels)]
@@ -188,13 +188,7 @@ def _plots(record: dict[str, Any]) -> list[Any]:
         if points
     ]
     if curves:
-        chosen = None
-        if positive is not None and record["roc"]:
-            at = f"{labels[positive]}, " if by_label else ""
-            chosen = OperatingPoint(
-                f"{at}at the threshold, 95% intervals", metrics["sensitivity"], metrics["specificity"]
-            )
-        plots.append(roc_plot(curves, chosen))
+        plots.append(roc_plot(curves, point_of_answers(metrics, labels, positive, record["threshold"])))
     if positive is None:
         event, of = "called correctly", "probability of the called label"
     else:

@@ -95,6 +95,17 @@ class OperatingPoint:
     specificity: Metric
 
 
+def point_of_answers(
+    metrics: Mapping[str, Metric], names: Sequence[str], positive: int | None, threshold: float | None
+) -> OperatingPoint | None:
+    """Return the point of a model's answers, or None without a positive label or with images of one kind only."""
+    if positive is None or not {"sensitivity", "specificity"} <= metrics.keys():
+        return None
+    label = "its answers" if threshold is None else "at the threshold"
+    of = f"{names[positive]}, " if len(names) > 2 else ""
+    return OperatingPoint(f"{of}{label}, 95% intervals", metrics["sensitivity"], metrics["specificity"])
+
+
 def roc_plot(
     curves: Sequence[RocCurve],
     chosen: OperatingPoint | None = None,

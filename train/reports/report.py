@@ -29,7 +29,16 @@ from mri_edge.train.models.network import Network
 from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import RecipeSpec
 
-from .plots import OperatingPoint, Plot, RocCurve, confusion_plot, curve_plot, layers_plot, roc_plot
+from .plots import (
+    OperatingPoint,
+    Plot,
+    RocCurve,
+    confusion_plot,
+    curve_plot,
+    layers_plot,
+    point_of_answers,
+    roc_plot,
+)
 from .tables import LABEL_HEADS, NAMES, label_rows
 
 FOLDER = "report"
@@ -80,7 +89,9 @@ def draw_report(
     figures = by_label(test.labels, probabilities, called, labels.names, group)
     plots = {"confusion-matrix": _confusion(test.labels, called, labels, compare=compare)}
     if curves := _curves(test.labels, probabilities, figures, labels):
-        plots["roc"] = _roc(curves, _chosen(metrics, labels, threshold), compare=compare)
+        plain = {name: asdict(metric) for name, metric in metrics.items()}
+        chosen = point_of_answers(plain, labels.names, labels.positive, threshold)
+        plots["roc"] = _roc(curves, chosen, compare=compare)
     if history:
         plots["accuracy"] = _history_plot(history, "accuracy", compare=compare)
         plots["loss"] = _history_plot(history, "loss", compare=compare)
@@ -128,16 +139,6 @@ def _curves(
         for index, name in enumerate(labels.names)
         if "auc" in figures[name] and (len(labels.names) > 2 or index == labels.positive)
     ]
-
-
-def _chosen(metrics: dict[str, Metric], labels: Labels, threshold: float | None) -> OperatingPoint | None:
-    """Return the point of the model's answers, or None without a positive label or with images of one kind only."""
-    if labels.positive is None or not {"sensitivity", "specificity"} <= metrics.keys():
-        return None
-    label = "its answers" if threshold is None else "at the threshold"
-    of = f"{labels.names[labels.positive]}, " if len(labels.names) > 2 else ""
-    sensitivity, specificity = (asdict(metrics[name]) for name in ("sensitivity", "specificity"))
-    return OperatingPoint(f"{of}{label}, 95% intervals", sensitivity, specificity)
 
 
 def _roc(curves: Sequence[RocCurve], chosen: OperatingPoint | None, *, compare: bool) -> Plot:
