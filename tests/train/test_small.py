@@ -172,7 +172,8 @@ def test_threshold_of_a_fold_is_chosen_on_other_folds_without_test_images():
         for name in ("a", "b")
     }
     choosable = rng.random(600) < 0.9
-    called = crossval_figures.called_by_other_folds(is_positive, students, fold_of, choosable)
+    by_fold = crossval_figures.thresholds_of_other_folds(is_positive, students, fold_of, choosable)
+    called = crossval_figures.called_by_other_folds(students, fold_of, by_fold)
     for fold in (1, 2, 3):
         others = np.flatnonzero(np.isin(fold_of, [1, 2, 3]) & (fold_of != fold) & choosable)
         threshold = crossval_figures.threshold_of(is_positive, list(students.values()), others)
@@ -186,7 +187,8 @@ def test_threshold_of_a_fold_is_chosen_on_other_folds_without_test_images():
     for one in other.values():
         one.positive[(fold_of == 1) & is_positive] = 0
         one.positive[~choosable & (fold_of != 1)] = 0.5
-    again = crossval_figures.called_by_other_folds(is_positive, other, fold_of, choosable)
+    by_fold = crossval_figures.thresholds_of_other_folds(is_positive, other, fold_of, choosable)
+    again = crossval_figures.called_by_other_folds(other, fold_of, by_fold)
     healthy = (fold_of == 1) & ~is_positive & choosable
     np.testing.assert_array_equal(again["a"].called[healthy], called["a"].called[healthy])
 

@@ -17,6 +17,7 @@ from mri_edge.train.evaluation.crossval_figures import (
     specificity_at,
     student_minus_teacher,
     threshold_of,
+    thresholds_of_other_folds,
 )
 
 
@@ -136,11 +137,12 @@ def test_each_fold_uses_the_threshold_of_the_others():
     is_positive = np.array([0, 0, 1, 1] * 2, bool)
     fold = np.array([1] * 4 + [2] * 4)
     score = np.array([0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    called = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, fold, np.ones(8, bool))[
-        "s"
-    ]
+    students, everything = {"s": BinaryAnswers(score, np.zeros(8, bool))}, np.ones(8, bool)
+    by_fold = thresholds_of_other_folds(is_positive, students, fold, everything)
+    called = called_by_other_folds(students, fold, by_fold)["s"]
     assert called.called.tolist() == [False] * 4 + [True] * 4
     assert called.positive.tolist() == score.tolist()
     outside = np.array([1] * 4 + [2] * 3 + [0])  # no fold: not called
-    part = called_by_other_folds(is_positive, {"s": BinaryAnswers(score, np.zeros(8, bool))}, outside, np.ones(8, bool))
+    by_fold = thresholds_of_other_folds(is_positive, students, outside, everything)
+    part = called_by_other_folds(students, outside, by_fold)
     assert part["s"].called.tolist() == [False] * 4 + [True] * 3 + [False]

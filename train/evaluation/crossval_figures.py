@@ -193,8 +193,8 @@ def _threshold_figures(images: ScoredImages, names: Sequence[str], positive: int
     threshold = _choose_threshold(images, positive)
     if threshold is None or positive is None or "by_fold" not in threshold:
         return {"threshold": threshold}
-    models = _shipped(_binary_answers(images, positive))
-    called = called_by_other_folds(images.label == positive, models, images.fold, images.selectable)
+    by_fold = {entry["fold"]: entry["value"] for entry in threshold["by_fold"]}
+    called = called_by_other_folds(_shipped(_binary_answers(images, positive)), images.fold, by_fold)
     everything = np.arange(len(images))
     return {
         "threshold": threshold,
@@ -232,7 +232,7 @@ def _choose_threshold(images: ScoredImages, positive: int | None) -> dict[str, A
     by_fold = thresholds_of_other_folds(is_positive, models, images.fold, images.selectable)
     if by_fold is None:
         return threshold
-    called = called_by_other_folds(is_positive, models, images.fold, images.selectable)
+    called = called_by_other_folds(models, images.fold, by_fold)
     threshold["by_fold"] = [{"fold": fold, "value": value} for fold, value in by_fold.items()]
     for name, kind, answer in (("sensitivity", is_positive, True), ("specificity", ~is_positive, False)):
         if kind.any():
@@ -290,8 +290,9 @@ def _compare_students(images: ScoredImages, positive: int | None) -> dict[str, A
     if positive is not None:
         is_positive = images.label == positive
         students = _shipped(_binary_answers(images, positive))
-        if thresholds_of_other_folds(is_positive, students, images.fold, images.selectable) is not None:
-            called = called_by_other_folds(is_positive, students, images.fold, images.selectable)
+        by_fold = thresholds_of_other_folds(is_positive, students, images.fold, images.selectable)
+        if by_fold is not None:
+            called = called_by_other_folds(students, images.fold, by_fold)
             found["student_minus_teacher_at_threshold_of_other_folds"] = differences(everything, called)
     return found
 
@@ -464,9 +465,20 @@ def threshold_of(is_positive: Flags, students: Sequence[BinaryAnswers], rows: In
 def thresholds_of_other_folds(
     is_positive: Flags, students: Mapping[str, BinaryAnswers], fold_of: Indices, choosable: Flags
 ) -> dict[int, float] | None:
-    """Return for each fold the threshold that the other folds choose; parameters as for ``called_by_other_folds``.
+    """Return for each fold the threshold that the other folds choose.
 
     None if there is only one fold, or if the images that would choose one of the thresholds are all of one class.
+
+    Parameters
+    ----------
+    is_positive
+        bool (N,).
+    students
+        BinaryAnswers (N,) of each student.
+    fold_of
+        Fold of each image (N,), 0 for none.
+    choosable
+        bool (N,): images that may choose a threshold. Test images must be excluded.
     """
     found = {}
     for fold in np.unique(fold_of[fold_of > 0]).tolist():
@@ -478,23 +490,11 @@ def thresholds_of_other_folds(
 
 
 def called_by_other_folds(
-    is_positive: Flags, students: Mapping[str, BinaryAnswers], fold_of: Indices, choosable: Flags
+    students: Mapping[str, BinaryAnswers], fold_of: Indices, thresholds: Mapping[int, float]
 ) -> dict[str, BinaryAnswers]:
-    """Label the images of each fold at the threshold that the other folds choose.
-
-    Parameters
-    ----------
-    is_positive
-        bool (N,).
-    students
-        BinaryAnswers (N,) of each student.
-    fold_of
-        Fold of each image (N,), 0 for none. ``thresholds_of_other_folds`` must not be None.
-    choosable
-        bool (N,): images that may choose a threshold. Test images must be excluded.
-    """
-    called = {name: np.zeros(len(is_positive), bool) for name in students}
-    for fold, threshold in (thresholds_of_other_folds(is_positive, students, fold_of, choosable) or {}).items():
+    """Label the images of each fold at its threshold, as ``thresholds_of_other_folds`` returns them."""
+    called = {name: np.zeros(len(fold_of), bool) for name in students}
+    for fold, threshold in thresholds.items():
         held = fold_of == fold
         for name, student in students.items():
             called[name][held] = student.positive[held] >= threshold
