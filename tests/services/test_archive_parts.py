@@ -340,17 +340,34 @@ def test_a_tar_without_its_end_gives_a_failure_after_the_members_before_the_dama
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_a_whole_tar_has_no_failure_and_a_hard_link_in_it_has_one(tmp_path, kind):
+@pytest.mark.parametrize("link_type", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_whole_tar_has_no_failure_and_a_link_in_it_has_one(tmp_path, kind, link_type):
     with tarfile.open(tmp_path / "t.tar", "w", format=kind) as archive:
         archive.add(PHANTOM, "a.jpg")
     with tarfile.open(tmp_path / "t.tar", "a", format=kind, dereference=True) as archive:
         link = tarfile.TarInfo("b.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+        link.type, link.linkname = link_type, "a.jpg"
         archive.addfile(link)
         archive.add(PHANTOM, "c.jpg")
     first, second, third = names_of(tmp_path / "t.tar")
     assert (first, third) == (f"{tmp_path}/t.tar/a.jpg", f"{tmp_path}/t.tar/c.jpg")
-    assert second.startswith(f"{tmp_path}/t.tar/b.jpg: a hard link to another member")
+    assert second == f"{tmp_path}/t.tar/b.jpg: a link or a sparse file, which is not read"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs GNU tar and a file system with sparse files")
+@pytest.mark.parametrize("kind", ["gnu", "posix"])
+def test_a_sparse_member_of_a_tar_is_a_failure_and_not_the_bytes_of_the_next_one(tmp_path, kind):
+    with open(tmp_path / "a.bmp", "wb") as file:
+        file.seek(1 << 20)
+        file.write(b"end")
+    (tmp_path / "b.bmp").write_bytes(bytes(range(256)) * 64)
+    subprocess.run(
+        ["tar", "-S", f"--format={kind}", "-C", tmp_path, "-cf", tmp_path / "t.tar", "a.bmp", "b.bmp"], check=True
+    )
+    sparse, read = units_of(tmp_path / "t.tar")
+    assert sparse.error["error"] == f"{tmp_path}/t.tar/a.bmp: a link or a sparse file, which is not read"
+    with local_files(read) as files:
+        assert [Path(file).read_bytes() for file in files] == [(tmp_path / "b.bmp").read_bytes()]
 
 
 class Broken:

@@ -162,13 +162,13 @@ def _zip_members(file: Any) -> Iterator[Member]:
 
 
 def _tar_members(file: Any) -> Iterator[Member]:
-    """Yield the members, without a size if they are hard links."""
+    """Yield the members, without a size if they are links or sparse files."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for info in archive:
-            if info.isreg():
-                yield Member(info.name, info.offset_data, info.size)
-            elif info.islnk():
+            if info.issparse() or info.islnk() or info.issym():  # its content is not the next ``size`` bytes
                 yield Member(info.name)
+            elif info.isreg():
+                yield Member(info.name, info.offset_data, info.size)
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every member in memory
         # At a header that it cannot read, tarfile ends as at the block of zeros that marks the end.
         file.seek(archive.offset)
@@ -178,7 +178,7 @@ def _tar_members(file: Any) -> Iterator[Member]:
 
 def _not_read(unit: Unit) -> Unit:
     is_zip = str(unit.archive).lower().endswith(".zip")
-    reason = "a later member has the same name" if is_zip else "a hard link to another member, which is not read"
+    reason = "a later member has the same name" if is_zip else "a link or a sparse file, which is not read"
     problem = f"{unit.name}: {reason}"
     return Unit.failed(InputError(problem, "Unpack the archive", code="unsupported", source=unit.name))
 
