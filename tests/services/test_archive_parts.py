@@ -191,6 +191,19 @@ def test_a_missing_list_is_refused():
         units_of("@gone.txt")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_list_may_begin_with_the_mark_of_utf_8(tmp_path, encoding):
+    (tmp_path / "list.txt").write_text("/a/b.jpg\n/a/c.jpg\n", encoding=encoding)
+    assert names_of(f"@{tmp_path / 'list.txt'}") == ["/a/b.jpg", "/a/c.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_list_that_is_not_utf_8_is_refused_and_not_taken_for_empty(tmp_path, encoding):
+    (tmp_path / "list.txt").write_text("/a/b.jpg\n/a/c.jpg\n", encoding=encoding)
+    with pytest.raises(UsageError, match="holds binary data or UTF-16, not paths"):
+        units_of(f"@{tmp_path / 'list.txt'}")
+
+
 def test_scans_of_a_folder_are_one_input_by_series_with_subfolders_between_them(tmp_path):
     for name in ("s/a.jpg", "s/b/1.jpg", "s/b/2.jpg", "s/c.jpg", "s2/a.jpg", "t/a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def find_units(sources: Iterable[str], *, by: str, notify: Notify) -> Iterator[U
     Raises
     ------
     UsageError
-        A list cannot be read, or an address holds credentials or is of an unknown kind.
+        A list cannot be read or is no text, or an address holds credentials or is of an unknown kind.
     """
     scans = _expand(sources, notify)
     return scans if by == "slice" else _by_folder(scans)
@@ -61,9 +61,12 @@ def _expand(sources: Iterable[str], notify: Notify) -> Iterator[Unit]:
 
 def _lines(path: str) -> Iterator[str]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             for line in file:
-                if line.strip() and "\0" not in line:
+                if "\0" in line:  # UTF-16, as PowerShell writes it, or a scan
+                    problem = f"@{path}: holds binary data or UTF-16, not paths"
+                    raise UsageError(problem, "Save the list as UTF-8, a path on each line")
+                if line.strip():
                     yield line.rstrip("\r\n")
     except OSError as error:
         raise UsageError(f"@{path}: cannot read the list ({error.strerror})", "Name a text file of paths") from error
