@@ -62,11 +62,11 @@ def expand(
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it
         elif os.path.isdir(argument):
-            skipped = _SkippedFiles()
+            skipped = SkippedFiles()
             scans = _scans_in(argument, recursive, skipped, also)
             yield from _with_report(scans, argument, "the folder has no scans in it", skipped, notify, _suffix_hint)
         elif glob.has_magic(argument) and not os.path.lexists(argument):
-            skipped = _SkippedFiles()
+            skipped = SkippedFiles()
             matches = _matches(argument, recursive, skipped, also)
             yield from _with_report(matches, argument, "no file matches this pattern", skipped, notify)
         else:
@@ -94,9 +94,7 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest.rstrip(b"\r"))
 
 
-def _matches(
-    pattern: str, recursive: bool, skipped: _SkippedFiles, also: tuple[str, ...]
-) -> Iterator[str | InputError]:
+def _matches(pattern: str, recursive: bool, skipped: SkippedFiles, also: tuple[str, ...]) -> Iterator[str | InputError]:
     for path in sorted(glob.iglob(pattern, recursive=True)):
         if not os.path.isdir(path):
             if kind := special_file_kind(path):
@@ -111,9 +109,7 @@ def _matches(
             skipped.add_folder()
 
 
-def _scans_in(
-    folder: str, recursive: bool, skipped: _SkippedFiles, also: tuple[str, ...]
-) -> Iterator[str | InputError]:
+def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[str, ...]) -> Iterator[str | InputError]:
     try:
         with os.scandir(folder) as entries:
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -139,7 +135,7 @@ def _scans_in(
             ):
                 yield entry.path
             else:
-                skipped.add(entry.path, _kind(entry.name, head))
+                skipped.add(entry.path, kind_of(entry.name, head))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -161,7 +157,7 @@ def _with_report(
     paths: Iterator[str | InputError],
     argument: str,
     problem: str,
-    skipped: _SkippedFiles,
+    skipped: SkippedFiles,
     notify: Callable[[str], None],
     hint: Callable[[], str] = str,
 ) -> Iterator[str | InputError]:
@@ -182,7 +178,7 @@ def _suffix_hint() -> str:
     return f"Scans end in {', '.join(readers.suffixes())}"
 
 
-class _SkippedFiles:
+class SkippedFiles:
     """The files and subfolders of one folder that were skipped."""
 
     def __init__(self) -> None:
@@ -223,7 +219,7 @@ class _SkippedFiles:
         return f"{names}, …" if self._counts[kind] > _MAX_NAMED else names
 
 
-def _kind(name: str, head: bytes) -> str:
+def kind_of(name: str, head: bytes) -> str:
     """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
     if head[128:132] == b"DICM":  # PS3.10 7.1; the reader recognizes all others
         return "DICOMDIR"

@@ -97,6 +97,34 @@ def test_members_of_zip_and_tar_are_read_as_the_files_themselves(study, tmp_path
             assert not os.path.exists(path)
 
 
+SCANS = ("a.jpg", "IM0001", "1.2.840.113619.2.1", "MR.1.2.840.113619.2.1")  # the last as storescp of DCMTK names it
+NO_SCANS = ("report.txt", "notes.1", "DICOMDIR", ".hidden")
+
+
+def in_a_container(kind: str, folder: Path, names: tuple[str, ...]) -> str:
+    """Make empty files, and return a source that contains them: a zip or tar file, or an address."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    if kind == "address":
+        return f"local://{folder}"
+    return shutil.make_archive(str(folder), kind, folder)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "address"])
+def test_files_elsewhere_that_are_no_scans_are_counted(kind, tmp_path):
+    source = in_a_container(kind, tmp_path / "study", (*SCANS, *NO_SCANS))
+    messages: list[str] = []
+    found = list(sources.find_units([source], by="slice", notify=messages.append))
+    assert {unit.name.rpartition("/")[2] for unit in found} == set(SCANS)
+    (message,) = messages
+    assert ": 4 files skipped: " in message
+    assert "1 .txt (report.txt)" in message
+    (failure,) = units_of(in_a_container(kind, tmp_path / "none", NO_SCANS))
+    assert failure.error["code"] == "missing"
+    assert "4 files skipped: " in failure.error["hint"]
+
+
 def test_a_folder_stands_for_its_scans_and_archives(study, tmp_path):
     (tmp_path / "more.tgz").write_bytes(b"")
     found = names_of(tmp_path)

@@ -12,15 +12,16 @@ from typing import Any
 
 from mri_edge.errors import InputError, UsageError, first_line, printable
 from mri_edge.scans import readers
-from mri_edge.scans.sources import expand
+from mri_edge.scans.sources import SkippedFiles, expand, kind_of
 
 from .units import Member, Unit, is_remote, open_file, remote_filesystem
 
 ARCHIVES = (".zip", ".tar")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-# Files that scanners and PACS write have names without a suffix, or unique identifiers. Elsewhere than in folders of
-# this machine the first bytes are not read to recognize a scan: it would take a request for each object.
-_WITHOUT_SUFFIX = re.compile(r"[^.]+|[0-9.]+")
+# Files that scanners and PACS write have names without a suffix, or unique identifiers, before which storescp of DCMTK
+# writes the modality. Elsewhere than in folders of this machine the first bytes are not read to recognize a scan: it
+# would take a request for each object.
+_WITHOUT_SUFFIX = re.compile(r"[^.]+|(?:[A-Z]{2,3}\.)?[0-9.]+")
 _MOST_FILES = 20_000  # of one folder, with results by series: a worker keeps their headers in memory
 
 Notify = Callable[[str], None]
@@ -35,7 +36,7 @@ def find_units(sources: Iterable[str], *, by: str, notify: Notify) -> Iterator[U
         Folders with their subfolders, files, patterns, ``-``, ``@FILE`` with a path on each line, addresses such as
         ``s3://bucket/prefix``, and zip and tar files, also within folders.
     notify
-        Called with one line about each folder with skipped files.
+        Called with one line about each folder, zip or tar file or address with skipped files.
 
     Raises
     ------
@@ -50,13 +51,13 @@ def _expand(sources: Iterable[str], notify: Notify) -> Iterator[Unit]:
     for source in sources:
         for named in _lines(source[1:]) if source.startswith("@") else (source,):
             if is_remote(named):
-                yield from _remote(named)
+                yield from _remote(named, notify)
                 continue
             for path in expand([named], recursive=True, notify=notify, also=(*ARCHIVES, *_COMPRESSED)):
                 if isinstance(path, InputError):
                     yield Unit.failed(path)
                 else:
-                    yield from _file(None, path)
+                    yield from _file(None, path, notify)
 
 
 def _lines(path: str) -> Iterator[str]:
@@ -72,11 +73,11 @@ def _lines(path: str) -> Iterator[str]:
         raise UsageError(f"@{path}: cannot read the list ({error.strerror})", "Name a text file of paths") from error
 
 
-def _file(root: str | None, path: str) -> Iterator[Unit]:
+def _file(root: str | None, path: str, notify: Notify) -> Iterator[Unit]:
     """Yield one scan, or the scans in a zip or tar file."""
     lower = path.lower()
     if lower.endswith(ARCHIVES):
-        yield from _members(root, path)
+        yield from _members(root, path, notify)
     elif lower.endswith(_COMPRESSED):
         name = Unit(root, None, (Member(path),)).name
         problem = f"{name}: a compressed tar cannot be read from the middle"
@@ -87,16 +88,16 @@ def _file(root: str | None, path: str) -> Iterator[Unit]:
         yield Unit(root, None, (Member(path),))
 
 
-def _remote(address: str) -> Iterator[Unit]:
+def _remote(address: str, notify: Notify) -> Iterator[Unit]:
     from pyarrow import fs
 
     filesystem, start = remote_filesystem(address)
     try:
         info = filesystem.get_file_info(start)
         if info.type == fs.FileType.File:
-            yield from _file(address, start)
+            yield from _file(address, start, notify)
             return
-        empty = True
+        empty, skipped = True, SkippedFiles()
         waiting = [start]
         while waiting:  # folder by folder: the names in one folder are in memory, never all of them
             folder = waiting.pop()
@@ -109,15 +110,22 @@ def _remote(address: str) -> Iterator[Unit]:
             entries.sort(key=lambda entry: entry.path)
             waiting += [entry.path for entry in reversed(entries) if entry.type == fs.FileType.Directory]
             for entry in entries:
-                if entry.type == fs.FileType.File and _may_be_scan(entry.path):
+                if entry.type == fs.FileType.Directory:
+                    continue
+                if _may_be_scan(entry.path):
                     empty = False
-                    yield from _file(address, entry.path)
+                    yield from _file(address, entry.path, notify)
+                else:
+                    _skip(entry.path, skipped)
     except OSError as error:
         yield _cannot_list(address, start, error)
         return
+    name = Unit(address, None, (Member(start),)).name
     if empty:
-        problem = f"{Unit(address, None, (Member(start),)).name}: no scans found"
-        yield Unit.failed(InputError(problem, "Check the address", code="missing"))
+        hint = str(skipped) or "Check the address"
+        yield Unit.failed(InputError(f"{name}: no scans found", hint, code="missing"))
+    elif str(skipped):
+        notify(f"{name}: {skipped}")
 
 
 def _cannot_list(address: str, path: str, error: OSError) -> Unit:
@@ -134,10 +142,15 @@ def _may_be_scan(path: str) -> bool:
     return archive or readers.has_known_suffix(name) or _WITHOUT_SUFFIX.fullmatch(name) is not None
 
 
-def _members(root: str | None, path: str) -> Iterator[Unit]:
+def _skip(path: str, skipped: SkippedFiles) -> None:
+    name = PurePosixPath(path).name
+    skipped.add(name, kind_of(name, b""))
+
+
+def _members(root: str | None, path: str, notify: Notify) -> Iterator[Unit]:
     """Yield the scans in a zip or tar file. A damaged file gives a failure after the members before the damage."""
     name = Unit(root, None, (Member(path),)).name
-    empty = True
+    empty, skipped = True, SkippedFiles()
     try:
         with open_file(root, path) as file:
             for member in _zip_members(file) if path.lower().endswith(".zip") else _tar_members(file):
@@ -145,6 +158,8 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
                     empty = False
                     unit = Unit(root, path, (member,))
                     yield _not_read(unit) if member.size is None else unit
+                else:
+                    _skip(member.path, skipped)
     except OSError as error:
         yield Unit.failed(InputError(f"{name}: cannot read ({error.strerror or first_line(error)})", source=name))
     except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
@@ -152,7 +167,9 @@ def _members(root: str | None, path: str) -> Iterator[Unit]:
         yield Unit.failed(InputError(problem, "Export it again", code="damaged", source=name))
     else:
         if empty:
-            yield Unit.failed(InputError(f"{name}: no scans in it", code="missing", source=name))
+            yield Unit.failed(InputError(f"{name}: no scans in it", str(skipped), code="missing", source=name))
+    if not empty and str(skipped):
+        notify(f"{name}: {skipped}")
 
 
 def _zip_members(file: Any) -> Iterator[Member]:
