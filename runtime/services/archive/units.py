@@ -27,6 +27,8 @@ _DAMAGED = (
     *(KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, ValueError, EOFError),
     *(zlib.error, lzma.LZMAError),
 )
+_SECRET = re.compile(r"key|secret|token|password|sig\b", re.IGNORECASE)  # "sig" signs an address of Azure
+_NO_SECRET_USERS = ("abfs", "abfss", "hdfs", "viewfs")  # before "@": in Azure the container, in HDFS the user
 _OF_ARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")  # pyarrow opens these; fsspec opens others
 
 
@@ -115,7 +117,8 @@ def remote_filesystem(address: str) -> tuple[Any, str]:
         parts = urlsplit(address)
     except ValueError as error:  # brackets without an IP address
         raise UsageError("the address of a source is not valid", "For example: s3://bucket/prefix") from error
-    if "@" in parts.netloc or "key" in parts.query:
+    user_is_secret = parts.username not in (None, "anonymous") and parts.scheme not in _NO_SECRET_USERS
+    if user_is_secret or parts.password is not None or _SECRET.search(parts.query):
         raise UsageError(
             f"{parts.scheme}://: an address must not hold credentials",
             "Set them in the environment, as for the AWS CLI",
