@@ -740,6 +740,16 @@ def test_a_run_without_inputs_can_be_run_again(by, tmp_path, monkeypatch):
         assert job.run_archive(archive, lambda message: None)["inputs"] == 0
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_record_can_be_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "import_ray", lambda address: None)
+    (tmp_path / "none.txt").touch()
+    out = tmp_path / "out"
+    (out / record.INPUTS).mkdir(parents=True)
+    (out / f".{record.RECORD}.new-0123abcd").write_text("{")
+    archive = job.Archive((f"@{tmp_path / 'none.txt'}",), out, "small", RunOptions())
+    assert job.run_archive(archive, lambda message: None)["inputs"] == 0
+
+
 def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds files, but no run"):

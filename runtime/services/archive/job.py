@@ -21,7 +21,7 @@ from mri_edge.inference.heatmap.score import required_score
 from mri_edge.inference.selection import RunOptions, select
 from mri_edge.inference.series import Plane
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.storage.atomic import make_folder
+from mri_edge.storage.atomic import clear_leftovers, make_folder
 from mri_edge.storage.lock import locked
 
 from .cluster import SHORT_CPUS, WORK_CPUS, Resources, cluster, import_ray
@@ -100,6 +100,7 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     record = _record(archive, bundle)
     make_folder(out)
     with locked(out):
+        clear_leftovers(out)
         begun = begun_run(out, record)
         if begun:  # the same words may name other scans now, as "-" does
             notify(
