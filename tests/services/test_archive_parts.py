@@ -750,6 +750,21 @@ def test_a_run_that_was_killed_while_it_wrote_its_record_can_be_run_again(tmp_pa
     assert job.run_archive(archive, lambda message: None)["inputs"] == 0
 
 
+def test_a_folder_without_locks_is_named(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(job, "import_ray", lambda address: None)
+    (tmp_path / "none.txt").touch()
+    archive = job.Archive((f"@{tmp_path / 'none.txt'}",), tmp_path / "out", "small", RunOptions())
+    messages: list[str] = []
+    job.run_archive(archive, messages.append)
+    assert any("this file system has no locks" in message for message in messages)
+
+
 def test_a_folder_of_other_files_and_a_broken_record_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds files, but no run"):

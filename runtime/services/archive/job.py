@@ -99,7 +99,9 @@ def run_archive(archive: Archive, notify: Notify) -> dict[str, Any]:
     archive = replace(archive, out=out, run=run)
     record = _record(archive, bundle)
     make_folder(out)
-    with locked(out):
+    with locked(out) as is_locked:
+        if not is_locked:
+            notify(f"{out}: this file system has no locks; make sure that no other run uses the folder")
         clear_leftovers(out)
         begun = begun_run(out, record)
         if begun:  # the same words may name other scans now, as "-" does
