@@ -11,6 +11,7 @@ from mri_edge.bundles.signatures import fingerprint_of, private_key
 from mri_edge.storage.atomic import atomic_write
 
 from .anonymous import check_anonymous
+from .writer import locked_bundle
 
 
 def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
@@ -30,13 +31,15 @@ def sign(bundle: Bundle, key: Path, *, passphrase: Callable[[], str]) -> str:
     BundleError
         The bundle names scans, or is packed.
     UsageError, OutputError
-        The key cannot be used, or the folder cannot be written.
+        The key cannot be used, another program is changing the bundle, or the folder cannot be written.
     """
     private = private_key(key, passphrase)
-    folder, text = bundle.require_folder(), bundle.manifest_bytes()
-    checked = Bundle.from_manifest(folder, text)
-    checked.check_complete()
-    checked.verify()
-    check_anonymous(checked)
-    atomic_write(folder / SIGNATURE, private.sign(text))
+    folder = bundle.require_folder()
+    with locked_bundle(folder):  # a change that ends now would replace the folder, and lose the signature
+        text = bundle.manifest_bytes()
+        checked = Bundle.from_manifest(folder, text)
+        checked.check_complete()
+        checked.verify()
+        check_anonymous(checked)
+        atomic_write(folder / SIGNATURE, private.sign(text))
     return fingerprint_of(private.public_key())

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,7 @@ def rewrite_bundle(
     )
     with ExitStack() as stack:
         if out is None:
-            folder = Path(os.path.realpath(target))
-            taken = UsageError(f"{target}: another mri-edge is changing this bundle", "Wait for it, then try again")
-            stack.enter_context(locked_folder(folder, taken))
+            stack.enter_context(locked_bundle(target))
             _check_unchanged(bundle)
         staging = stack.enter_context(atomic_folder(target))
         for entry in kept:
@@ -77,6 +75,12 @@ def rewrite_bundle(
             _check_unchanged(bundle)
             for path in bundle.unlisted_paths():
                 _copy_unlisted(path, staging / path.relative_to(bundle.folder))
+
+
+def locked_bundle(folder: Path) -> AbstractContextManager[None]:
+    """Lock the folder of a bundle while the block runs. Raises UsageError if another program is changing the bundle."""
+    taken = UsageError(f"{folder}: another mri-edge is changing this bundle", "Wait for it, then try again")
+    return locked_folder(Path(os.path.realpath(folder)), taken)
 
 
 def _check_unchanged(bundle: Bundle) -> None:

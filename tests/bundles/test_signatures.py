@@ -143,6 +143,16 @@ def test_a_changed_bundle_loses_its_signature(signed: Path, public: Path) -> Non
         Bundle.open(signed, signed_by=public)
 
 
+def test_a_bundle_that_is_being_changed_is_not_signed(tiny_bundle: Path, keys: Path) -> None:
+    pytest.importorskip("fcntl", reason="folders have no locks on Windows")
+    with (
+        rewrite_bundle(Bundle.open(tiny_bundle)),
+        pytest.raises(UsageError, match="another mri-edge is changing this bundle"),
+    ):
+        sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)
+    sign(Bundle.open(tiny_bundle), keys / "our.pem", passphrase=no_passphrase)
+
+
 def test_a_damaged_bundle_is_not_signed(signed: Path, keys: Path) -> None:
     bundle = Bundle.open(signed)
     (signed / SIGNATURE).unlink()
