@@ -24,8 +24,11 @@ from .provenance import replace_paths
 from .writer import KERAS
 
 _TEXT_SUFFIXES = (".json", ".md", ".html", ".txt", ".csv")
+_IN_NAME = r"[^\s\"'<>|/\\]"
+# A search from every character of a long row of figures would take minutes, so a name begins where its word does.
 _IMAGE_NAME = re.compile(
-    r"[^\s\"'<>|/\\]+\.(?:" + "|".join(suffix[1:] for suffix in suffixes()) + r"|dcm|nii|nii\.gz)\b", re.IGNORECASE
+    rf"(?<!{_IN_NAME}){_IN_NAME}+\.(?:" + "|".join(suffix[1:] for suffix in suffixes()) + r"|dcm|nii|nii\.gz)\b",
+    re.IGNORECASE,
 )
 _ALIAS = re.compile(r"[0-9a-f]{16}([0-9a-f]{48})?|image \d+")  # a hash, shortened or complete, or a number
 

@@ -9,10 +9,12 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
 from mri_edge import Bundle
+from mri_edge.authoring import anonymous
 from mri_edge.authoring.anonymous import anonymize_command
 from mri_edge.authoring.packing import pack
 from mri_edge.authoring.provenance import current_provenance
@@ -157,3 +159,11 @@ def test_a_recorded_command_contains_no_path(arguments: list[str], recorded: str
 
 def test_a_command_line_that_cannot_be_parsed_is_dropped() -> None:
     assert anonymize_command("mri-edge train 'half a quote /srv/anna") == ""
+
+
+def test_the_names_of_scans_are_found_in_words_of_any_length():
+    text = 'a b.jpg, c/d.dcm "e.nii.gz" f,g.png,h x.jpg.y.png.z i.jpgs'
+    assert anonymous._IMAGE_NAME.findall(text) == ["b.jpg", "d.dcm", "e.nii", "f,g.png", "x.jpg.y.png"]
+    start = perf_counter()
+    assert anonymous._IMAGE_NAME.findall("0.123," * 4000) == []
+    assert perf_counter() - start < 2  # milliseconds; half a minute if every character may begin a name
