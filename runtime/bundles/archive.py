@@ -160,20 +160,24 @@ def sorted_entries(manifest: Manifest, origin: str) -> Sequence[Artifact | Docum
     taken = {_fold(MANIFEST), _fold(SIGNATURE)}
     folders: set[str] = set()
     for entry in entries:
-        reason = _why_not_portable(entry.file)
-        name = _fold(entry.file)
-        if name in taken:
-            reason = "occurs twice, or would on systems that ignore case"
-        parents = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
-        folders |= parents
-        taken.add(name)
-        if folders & taken:
-            reason = "is a file and a folder"
+        # A name that is too long is refused first: its folders could take more memory than the machine has.
+        reason = _why_not_portable(entry.file) or _why_not_together(_fold(entry.file), taken, folders)
         if entry.size_bytes < 0:
             reason = "has a negative size"
         if reason:
-            raise BundleError(f"{origin}: {entry.file!r} {reason}", "Rename it and make the bundle again")
+            shown = entry.file[:_MAX_NAME_BYTES]
+            raise BundleError(f"{origin}: {shown!r} {reason}", "Rename it and make the bundle again")
     return entries
+
+
+def _why_not_together(name: str, taken: set[str], folders: set[str]) -> str:
+    """Add a name to those that are taken, and its folders. Returns why it cannot exist with them, or an empty text."""
+    if name in taken:
+        return "occurs twice, or would on systems that ignore case"
+    parents = {"/".join(name.split("/")[:depth]) for depth in range(1, name.count("/") + 1)}
+    taken.add(name)
+    folders |= parents
+    return "is a file and a folder" if name in folders or parents & taken else ""
 
 
 def _why_not_portable(file: str) -> str:

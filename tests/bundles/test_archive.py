@@ -10,9 +10,12 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -20,7 +23,7 @@ from mri_edge.authoring.packing import pack, unpack
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles import archive
 from mri_edge.bundles.bundle import Bundle
-from mri_edge.bundles.manifest import MANIFEST, Manifest
+from mri_edge.bundles.manifest import MANIFEST, Document, Manifest
 from mri_edge.errors import BundleError, IntegrityError, OutputError, UsageError
 
 
@@ -120,6 +123,7 @@ def test_a_bundle_that_can_be_packed_can_be_unpacked(
         (["Manifest.JSON"], "ignore case"),
         (["manifest.json.sig"], "ignore case"),
         (["A/b", "a"], "a file and a folder"),
+        (["a", "a/b"], "a file and a folder"),
         (["aux"], "not a valid name on Windows"),
         (["x/Com1.txt"], "not a valid name on Windows"),
         (["dot."], "not a valid name on Windows"),
@@ -131,14 +135,29 @@ def test_a_bundle_that_can_be_packed_can_be_unpacked(
 def test_names_that_not_every_system_can_hold(
     tiny_manifest: Manifest, tmp_path: Path, files: list[str], words: str
 ) -> None:
-    from dataclasses import replace
-
-    from mri_edge.bundles.manifest import Document
-
     empty = hashlib.sha256(b"").hexdigest()
     manifest = replace(tiny_manifest, documents=tuple(Document(file, 0, empty) for file in files))
     with pytest.raises(BundleError, match=words):
         archive.sorted_entries(manifest, "a bundle")
+
+
+def test_a_name_of_many_folders_is_refused_without_memory_for_each(tiny_manifest: Manifest) -> None:
+    manifest = replace(tiny_manifest, documents=(Document("a/" * 5_000 + "a", 0, "0" * 64),))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match="longer than 100 bytes") as raised:
+            archive.sorted_entries(manifest, "a bundle")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(str(raised.value)) < 300
+
+
+def test_many_names_take_time_by_their_number(tiny_manifest: Manifest) -> None:
+    documents = tuple(Document(f"{number}/file", 0, "0" * 64) for number in range(20_000))
+    start = perf_counter()
+    assert len(archive.sorted_entries(replace(tiny_manifest, documents=documents), "a bundle")) >= len(documents)
+    assert perf_counter() - start < 2  # a tenth of it; a comparison of all with all takes several times as long
 
 
 # --- unpacking is atomic
