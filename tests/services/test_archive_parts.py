@@ -529,6 +529,28 @@ def test_a_member_that_is_too_large_or_cut_short_is_a_failure(study, tmp_path, m
         assert error.code == "too_large"
 
 
+def test_the_copies_of_a_folder_have_a_limit_together(study, tmp_path, monkeypatch):
+    (unit,) = units_of(tmp_path / "s.zip", by="series")
+    size = sum(path.stat().st_size for path in (study / "a").iterdir())
+    monkeypatch.setattr(units, "_MOST_TOGETHER", size)
+    with local_files(unit) as files:
+        assert list(files.values()) == [unit.name_of(member) for member in unit.members]
+    monkeypatch.setattr(units, "_MOST_TOGETHER", size - 1)
+    with local_files(unit) as files:
+        (error,) = files.values()
+    assert isinstance(error, InputError)
+    assert (error.code, error.source) == ("too_large", f"{tmp_path / 's.zip'}/a")
+
+
+def test_a_part_of_a_copy_is_not_kept(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "_MOST_BYTES", 100)
+    (unit,) = units_of(tmp_path / "s.zip", by="series")
+    unit = dataclasses.replace(unit, members=tuple(dataclasses.replace(m, size=None) for m in unit.members))
+    with local_files(unit) as files:
+        assert all(isinstance(error, InputError) for error in files.values())
+        assert not any(os.path.exists(path) for path in files)
+
+
 # --- the list of inputs
 
 

@@ -21,6 +21,7 @@ from mri_edge.errors import InputError, OutputError, UsageError, first_line, pri
 from mri_edge.inference.prediction import Failure
 
 _MOST_BYTES = 2 << 30  # of a scan that is copied to this machine
+_MOST_TOGETHER = 8 << 30  # of the scans of a folder, whose copies exist at the same time
 _UNSAFE = re.compile(r"[^\w .+,=-]", re.ASCII)  # characters that some file system does not take
 # A missing member, one with a password, an unknown compression, a wrong checksum, a file that ends early, damaged data
 _DAMAGED = (
@@ -151,13 +152,14 @@ def local_files(unit: Unit, first: int | None = None) -> Iterator[dict[str, str 
     """Yield the files of a unit on this machine: their paths and, as values, their names or why there is no file.
 
     Files of object stores and members of zip and tar files are copied to a temporary folder for the time of the block:
-    their ``first`` bytes, or the whole file.
+    their ``first`` bytes, or the whole file. If all together are too large, they have one error.
     """
     if unit.is_local:
         yield {member.path: member.path for member in unit.members}
         return
     with tempfile.TemporaryDirectory(prefix="mri-edge-scans-") as folder:
         found: dict[str, str | InputError] = {}
+        copied = 0
         for number, member in enumerate(unit.members):
             name = unit.name_of(member)
             target = Path(folder, str(number), _local_name(member.path))
@@ -165,8 +167,13 @@ def local_files(unit: Unit, first: int | None = None) -> Iterator[dict[str, str 
             try:
                 _copy(unit, member, name, target, first)
                 found[str(target)] = name
+                copied += target.stat().st_size
             except InputError as error:
                 found[str(target)] = error
+                target.unlink(missing_ok=True)
+            if copied > _MOST_TOGETHER:
+                found = {folder: _too_large_together(unit, copied)}
+                break
         yield found
 
 
@@ -263,3 +270,10 @@ class _Limited:
 def _too_large(name: str, size: int) -> InputError:
     problem = f"{name}: more than {_MOST_BYTES >> 30} GiB"
     return InputError(problem, "Split it", code="too_large", value=size, limit=_MOST_BYTES, source=name)
+
+
+def _too_large_together(unit: Unit, size: int) -> InputError:
+    name = str(PurePosixPath(unit.name).parent)
+    problem = f"{name}: its {len(unit.members):,} files have more than {_MOST_TOGETHER >> 30} GiB unpacked"
+    hint = "Sort them into a folder for each study"
+    return InputError(problem, hint, code="too_large", value=size, limit=_MOST_TOGETHER, source=name)
