@@ -17,6 +17,7 @@ from mri_edge.errors import ManifestError
 
 _T = TypeVar("_T")
 _REMEDY = "Make or copy the bundle again"
+_DEEPEST = 64  # levels of lists and objects: a function that copies or writes a record calls itself at each
 
 
 def json_key(field: str) -> str:
@@ -33,14 +34,32 @@ def to_plain(record: Any) -> dict[str, Any]:
 
 
 def parse(text: str | bytes, origin: str) -> Any:
-    """Parse JSON. Raises ManifestError, which names ``origin``, for anything else, including NaN."""
+    """Parse JSON in UTF-8. Raises ManifestError, which names ``origin``, for anything else, including NaN."""
     try:
+        if isinstance(text, bytes):  # ``json`` would take UTF-16 too, and bytes that are no valid text
+            text = text.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant)
-        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+        _check_depth(value)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is valid JSON but not valid text
         return value
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{origin}: not valid JSON ({error})", _REMEDY) from error
+
+
+def _check_depth(value: Any) -> None:
+    """Raise ValueError for lists and objects that are nested too deeply, level by level."""
+    level: list[Any] = [[value]]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            item if type(item) is list else item.values()
+            for container in level
+            for item in container
+            if type(item) in (list, dict)
+        ]
+        if not level:
+            return
+    raise ValueError(f"more than {_DEEPEST} levels")
 
 
 def read(kind: type[_T], value: Any, origin: str) -> _T:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mri_edge.authoring.card import card
+from mri_edge.bundles.decode import parse
 from mri_edge.bundles.manifest import (
     Artifact,
     Calibration,
@@ -247,6 +248,27 @@ def test_hostile_json_is_a_manifest_error(text: str | bytes) -> None:
     with pytest.raises(ManifestError, match=r"mine\.json") as caught:
         Manifest.from_json(text, origin="mine.json")
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": "\xed\xa0\x80"}', b'{"a": "\\ud800"}', *('{"a": 1}'.encode(name) for name in ("utf-16", "utf-32-le"))],
+    ids=["half of a pair", "half of a pair, escaped", "UTF-16", "UTF-32"],
+)
+def test_json_that_is_no_valid_text_in_utf_8_is_refused(content: bytes) -> None:
+    with pytest.raises(ManifestError, match=r"mine\.json: not valid JSON"):
+        parse(content, "mine.json")
+    assert parse('\ufeff{"a": "ä"}'.encode(), "mine.json") == {"a": "ä"}
+
+
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
+def test_deeply_nested_json_is_refused(start: str, end: str) -> None:
+    deepest = 64 // len(end)
+    for levels in (1, deepest):
+        parse(start * levels + "1" + end * levels, "mine.json")
+    for levels in (deepest + 1, 400):
+        with pytest.raises(ManifestError, match="more than 64 levels"):
+            parse(start * levels + "1" + end * levels, "mine.json")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, "9" * 5000])
