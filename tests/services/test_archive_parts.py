@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -406,6 +407,39 @@ def test_a_tar_without_its_end_gives_a_failure_after_the_members_before_the_dama
     first, second, failure = names_of(path)
     assert (first, second) == (f"{path}/0.jpg", f"{path}/1.jpg")
     assert failure.startswith(f"{path}: damaged archive (")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize(("size", "count"), [(64 << 20, 1), (600 << 10, 3), (512, 3000)])
+def test_a_tar_with_huge_headers_is_damaged_and_takes_no_memory(tmp_path, kind, size, count):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(PHANTOM, "a.jpg")
+        end = archive.offset
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, size
+    with open(path, "r+b") as file:
+        for number in range(count):
+            file.seek(end + number * (tarfile.BLOCKSIZE + size))
+            file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(end + count * (tarfile.BLOCKSIZE + size))
+    tracemalloc.start()
+    try:
+        first, failure = names_of(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert first == f"{path}/a.jpg"
+    assert failure.startswith(f"{path}: damaged archive (")
+
+
+def test_long_names_in_a_tar_are_read(tmp_path):
+    name = "folder/" * 500 + "a.jpg"
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "t.tar", "w", format=kind) as archive:
+            for _ in range(500):
+                archive.add(PHANTOM, name)
+        assert names_of(tmp_path / "t.tar") == [f"{tmp_path}/t.tar/{name}"] * 500
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])

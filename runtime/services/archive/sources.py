@@ -22,6 +22,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 # writes the modality. Elsewhere than in folders of this machine the first bytes are not read to recognize a scan: it
 # would take a request for each object.
 _WITHOUT_SUFFIX = re.compile(r"[^.]+|(?:[A-Z]{2,3}\.)?[0-9.]+")
+_HEADER_BYTES = 1 << 20  # of a member of a tar: tarfile reads its names and attributes as a whole
 _MOST_FILES = 20_000  # of one folder, with results by series: a worker keeps their headers in memory
 
 Notify = Callable[[str], None]
@@ -162,7 +163,7 @@ def _members(root: str | None, path: str, notify: Notify) -> Iterator[Unit]:
                     _skip(member.path, skipped)
     except OSError as error:
         yield Unit.failed(InputError(f"{name}: cannot read ({error.strerror or first_line(error)})", source=name))
-    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RecursionError, ValueError, EOFError) as error:
         problem = f"{name}: damaged archive ({printable(first_line(error))[:200]})"
         yield Unit.failed(InputError(problem, "Export it again", code="damaged", source=name))
     else:
@@ -183,8 +184,10 @@ def _zip_members(file: Any) -> Iterator[Member]:
 
 def _tar_members(file: Any) -> Iterator[Member]:
     """Yield the members, without a size if they are links or sparse files."""
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    headers: Any = _Headers(file)  # tarfile needs no more of a file
+    with tarfile.open(fileobj=headers, mode="r:") as archive:
         for info in archive:
+            headers.left = _HEADER_BYTES
             if info.issparse() or info.islnk() or info.issym():  # its content is not the next ``size`` bytes
                 yield Member(info.name)
             elif info.isreg():
@@ -194,6 +197,22 @@ def _tar_members(file: Any) -> Iterator[Member]:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no header and no end mark at byte {archive.offset:,}")
+
+
+class _Headers:
+    """A tar of which tarfile reads a limited number of bytes for each member. It seeks over the contents."""
+
+    def __init__(self, file: Any) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self.left = _HEADER_BYTES
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError(f"a header of more than {_HEADER_BYTES:,} bytes at byte {self.tell():,}")
+        content: bytes = self._file.read(size)
+        return content
 
 
 def _not_read(unit: Unit) -> Unit:
