@@ -113,8 +113,8 @@ def locked_folder(folder: Path, taken: UsageError) -> Iterator[None]:
 
 
 @contextmanager
-def use_temporary_folder(purpose: str) -> Iterator[None]:
-    """Put the temporary files of this program and its libraries into one folder, and remove it at the end.
+def temporary_folder(purpose: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder for this user only, by default among temporary files, and remove it when the block ends.
 
     Folders that killed programs with the same purpose left behind are removed first.
 
@@ -127,12 +127,30 @@ def use_temporary_folder(purpose: str) -> Iterator[None]:
 
     with ExitStack() as stack:
         try:
-            parent = Path(tempfile.gettempdir())
+            parent = parent or Path(tempfile.gettempdir())
             folder = stack.enter_context(locked_temp_folder(parent, f"mri-edge-{purpose}-", mode=0o700))
         except OSError as error:
             raise OutputError(
-                f"no temporary folder can be made ({error.strerror})", "Set TMPDIR to a folder that you may write to"
+                f"no temporary folder can be made ({error.strerror})",
+                "Set TMPDIR to a folder that you may write to, on a disk with space",
             ) from error
+        yield folder
+
+
+@contextmanager
+def use_temporary_folder(purpose: str) -> Iterator[None]:
+    """Put the temporary files of this program and its libraries into one folder, and remove it at the end.
+
+    Folders that killed programs with the same purpose left behind are removed first.
+
+    Raises
+    ------
+    OutputError
+        No temporary folder can be made.
+    """
+    import tempfile
+
+    with temporary_folder(purpose) as folder:
         before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         try:

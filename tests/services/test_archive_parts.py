@@ -35,6 +35,7 @@ from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.readers import readers
 from mri_edge.services.archive import (
     cluster,
+    failures,
     inputs,
     job,
     joining,
@@ -535,6 +536,29 @@ def test_copies_that_killed_workers_leave_are_removed(monkeypatch, of_user):
     assert not made[1].parent.exists()
     assert not of_killed_run.exists()
     assert os.environ.get("TMPDIR") == of_user
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EACCES])
+def test_a_missing_place_for_temporary_files_is_named_and_not_the_folder_of_the_results(monkeypatch, reason):
+    def fail(path, *_, **__):
+        raise OSError(reason, os.strerror(reason), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with (
+        pytest.raises(OutputError, match=rf"no temporary folder can be made \({os.strerror(reason)}\)") as raised,
+        failures.output_errors(Path("/shared/results")),
+        cluster.cluster(None),
+    ):
+        pass
+    assert "TMPDIR" in raised.value.hint
+
+
+def test_a_full_disk_is_named_by_the_file_that_cannot_be_written():
+    for file, named in ((None, "/shared/results"), ("/tmp/copy.dcm", "/tmp/copy.dcm")):  # noqa: S108
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file)
+        with pytest.raises(OutputError) as raised, failures.output_errors(Path("/shared/results")):
+            raise RuntimeError("of Ray") from full
+        assert raised.value.problem == f"{named}: cannot write (No space left on device)"
 
 
 def test_a_worker_with_another_threshold_is_refused(tmp_path):

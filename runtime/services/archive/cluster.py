@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from mri_edge.device.cpu import available_cpus
 from mri_edge.device.native import silence_stderr
 from mri_edge.errors import EngineUnavailable, UsageError, first_line, printable
-from mri_edge.storage.staging import locked_temp_folder
+from mri_edge.storage.staging import temporary_folder
 
 # Ray reads these when it is imported or started.
 _ENVIRONMENT = {
@@ -77,6 +76,8 @@ def cluster(address: str | None) -> Iterator[Resources]:
     ------
     UsageError
         No cluster answers at the address.
+    OutputError
+        No temporary folder can be made.
     """
     import ray
 
@@ -93,16 +94,16 @@ def cluster(address: str | None) -> Iterator[Resources]:
             _check_reachable(address)
             with silence_stderr(), _without_other_services(), _same_sigterm():
                 if address is None:
-                    short = len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_TEMP
-                    own = _temporary_folder(folders, tempfile.gettempdir() if short else "/tmp", "ray")  # noqa: S108
-                    copies = _temporary_folder(folders, tempfile.gettempdir(), "scans")
-                    with _temporary_files_of_workers_in(copies):
+                    copies = folders.enter_context(temporary_folder("scans"))
+                    short = len(os.fsencode(copies.parent)) <= _LONGEST_TEMP
+                    own = folders.enter_context(temporary_folder("ray", copies.parent if short else Path("/tmp")))  # noqa: S108
+                    with _temporary_files_of_workers_in(str(copies)):
                         ray.init(
                             address="local",
                             num_cpus=available_cpus(),
                             object_store_memory=_STORE_BYTES,
                             include_dashboard=False,
-                            _temp_dir=own,
+                            _temp_dir=str(own),
                             **quiet,
                         )
                 else:
@@ -164,10 +165,6 @@ def _check_reachable(address: str | None) -> None:
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-
-
-def _temporary_folder(folders: ExitStack, parent: str, purpose: str) -> str:
-    return str(folders.enter_context(locked_temp_folder(Path(parent), f"mri-edge-{purpose}-", mode=0o700)))
 
 
 @contextmanager

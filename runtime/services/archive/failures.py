@@ -28,7 +28,9 @@ def output_errors(out: Path) -> Iterator[None]:
         for cause in causes:
             if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
                 reason = os.strerror(cause.errno or 0)
-                problem = f"{out}: cannot write ({reason})"
+                problem = (
+                    f"{cause.filename or out}: cannot write ({reason})"  # Arrow, which writes results, names no file
+                )
                 raise OutputError(problem, "Free some space and run again: it continues from here") from error
         if isinstance(error, ray.exceptions.RayActorError):
             reason = str(error).strip().splitlines()[-1]
