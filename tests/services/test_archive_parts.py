@@ -350,6 +350,31 @@ def test_the_series_of_members_are_read_from_their_first_bytes_and_stay_in_their
     assert joining.leaders(found.items()) == {1: 0, 4: 3}
 
 
+def test_only_the_folders_that_end_their_process_each_time_are_not_joined(tmp_path, monkeypatch):
+    import ray
+
+    units = [Unit(None, None, (Member(f"{number}/a.dcm"),)) for number in range(7)]
+    inputs.write_inputs(units, tmp_path / "inputs", 3)
+
+    def crash_or_read(unit: Unit, reading: object) -> set[bytes]:
+        if unit.name == "4/a.dcm":
+            raise ray.exceptions.WorkerCrashedError
+        return {b"series"}
+
+    class Task:
+        def __init__(self, function):
+            self.remote = lambda *arguments: lambda: function(*arguments)
+
+    monkeypatch.setattr(joining, "_series_of", crash_or_read)
+    monkeypatch.setattr(ray, "remote", lambda **_: Task)
+    monkeypatch.setattr(ray, "wait", lambda tasks: (tasks[:1], tasks[1:]))
+    monkeypatch.setattr(ray, "get", lambda task: task())
+    messages: list[str] = []
+    found = joining.series_of_inputs(tmp_path / "inputs", 7, 3, tmp_path, DEFAULT, 1, messages.append)
+    assert joining.leaders(found) == dict.fromkeys((1, 2, 3, 5, 6), 0)
+    assert messages == ["1 folder is not joined with others: reading its headers ended the process"]
+
+
 def test_the_progress_never_falls_if_the_node_that_counts_is_lost(monkeypatch):
     pytest.importorskip("ray")
     counts = iter([(0, 0), (100, 1), (160, 1), (20, 0), (95, 2), (900, 2)])

@@ -218,7 +218,7 @@ def _joined(archive: Archive, record: RunRecord, cpus: int, notify: Notify) -> R
 
     assert record.inputs is not None  # noqa: S101 (they are listed)
     part = (archive.out / FOLDERS, record.inputs, record.per_part)
-    above = leaders(series_of_inputs(*part, archive.folder, archive.run.reading, cpus))
+    above = leaders(series_of_inputs(*part, archive.folder, archive.run.reading, cpus, notify))
     units = join(read_all(*part), read_all(*part), above)
     inputs = write_inputs(units, archive.out / INPUTS, record.per_part)
     joined = replace(record, inputs=inputs)

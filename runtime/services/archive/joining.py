@@ -21,7 +21,7 @@ from mri_edge.scans.options import ReadOptions
 from .cluster import WORK_CPUS
 from .inputs import UNIT, read_inputs
 from .schema import INPUT
-from .sources import joined
+from .sources import Notify, joined
 from .units import Member, Unit, local_files
 
 _WAITING = 2  # tasks for each core
@@ -44,38 +44,54 @@ def _read_part(folder: Path, start: int, per_part: int) -> Iterator[tuple[int, U
 
 
 def series_of_inputs(
-    folder: Path, count: int, per_part: int, working_folder: Path, reading: ReadOptions, cpus: int
+    folder: Path, count: int, per_part: int, working_folder: Path, reading: ReadOptions, cpus: int, notify: Notify
 ) -> Iterator[SeriesOf]:
     """Yield the series of each input, which tasks of Ray read from the headers.
 
-    Inputs whose task ends with its process are left out: their scans get their failures when they are classified.
+    The inputs of a task that ends with its process are read again, each in a task of its own. Those that end it again
+    are left out, and ``notify`` is called with their number: their scans get their failures when they are classified.
     """
     task = ray.remote(num_cpus=WORK_CPUS, max_retries=1)(_series_of_part)
-    waiting: list[Any] = []
+    waiting: dict[Any, tuple[int, int | None]] = {}
+    left_out = 0
+
+    def submit(start: int, only: int | None = None) -> None:
+        waiting[task.remote(folder, start, per_part, working_folder, reading, only)] = start, only
+
+    def first() -> list[SeriesOf]:
+        """Remove the first task that ends, and return what it found."""
+        nonlocal left_out
+        ended = ray.wait(list(waiting))[0][0]
+        start, only = waiting.pop(ended)
+        try:
+            found: list[SeriesOf] = ray.get(ended)
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            if only is not None:
+                left_out += 1
+                return []
+            for number in range(start, min(start + per_part, count)):
+                submit(start, number)
+            return []
+        return found
+
     for start in range(0, count, per_part):
-        waiting.append(task.remote(folder, start, per_part, working_folder, reading))
-        if len(waiting) >= _WAITING * cpus:
-            yield from _first(waiting)
+        submit(start)
+        while len(waiting) >= _WAITING * cpus:
+            yield from first()
     while waiting:
-        yield from _first(waiting)
-
-
-def _first(waiting: list[Any]) -> list[SeriesOf]:
-    """Remove the first tasks that end, and return what they found."""
-    (ended,), waiting[:] = ray.wait(waiting)
-    try:
-        found: list[SeriesOf] = ray.get(ended)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-        return []
-    return found
+        yield from first()
+    if left_out:
+        folders, its = ("folder is", "its") if left_out == 1 else ("folders are", "their")
+        notify(f"{left_out:,} {folders} not joined with others: reading {its} headers ended the process")
 
 
 def _series_of_part(
-    folder: Path, start: int, per_part: int, working_folder: Path, reading: ReadOptions
+    folder: Path, start: int, per_part: int, working_folder: Path, reading: ReadOptions, only: int | None = None
 ) -> list[SeriesOf]:
+    """Return the series of each input of a part of the list, or of one of them."""
     with suppress(OSError):  # not on this node
         os.chdir(working_folder)
-    units = _read_part(folder, start, per_part)
+    units = [pair for pair in _read_part(folder, start, per_part) if only in (None, pair[0])]
     return [(number, _series_of(unit, reading)) for number, unit in units if unit.error is None]
 
 
