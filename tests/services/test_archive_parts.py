@@ -676,6 +676,17 @@ def test_finished_inputs_are_those_of_committed_files(tmp_path):
     assert sink.finished_inputs(tmp_path).tolist() == [0, 3, 7, 9]
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "without the column"])
+def test_a_damaged_file_of_the_checkpoint_is_named(tmp_path, damage):
+    (tmp_path / sink.CHECKPOINT).mkdir()
+    path = tmp_path / sink.CHECKPOINT / "a.parquet"
+    pq.write_table(pa.table({"other" if damage == "without the column" else INPUT: [1, 2]}), path)
+    if damage != "without the column":
+        os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
+    with pytest.raises(OutputError, match=r"a\.parquet: cannot read the checkpoint"):
+        sink.finished_inputs(tmp_path)
+
+
 # --- reading
 
 

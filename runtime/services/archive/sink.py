@@ -15,7 +15,7 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 from ray.data.checkpoint import IdColumnCheckpointManager
 
-from mri_edge.errors import OutputError
+from mri_edge.errors import OutputError, first_line, printable
 
 from .schema import FAILED, INPUT, OUTCOME
 
@@ -59,11 +59,26 @@ class Facts:
 
 
 def finished_inputs(out: Path) -> NDArray[np.int64]:
-    """Return the numbers of the inputs that have committed rows in a folder of results: each once, in order."""
+    """Return the numbers of the inputs that have committed rows in a folder of results: each once, in order.
+
+    Raises
+    ------
+    OutputError
+        A file of the checkpoint cannot be read.
+    """
     folder = out / CHECKPOINT
     committed = [path for path in folder.glob("*.parquet") if not path.name.endswith(".pending.parquet")]
-    numbers = [pads.dataset(str(path)).to_table()[INPUT].to_numpy() for path in committed]
+    numbers = [_numbers(path) for path in committed]
     return np.unique(np.concatenate(numbers)) if numbers else np.zeros(0, np.int64)
+
+
+def _numbers(path: Path) -> NDArray[np.int64]:
+    try:
+        found: NDArray[np.int64] = pads.dataset(str(path)).to_table()[INPUT].to_numpy()
+    except (pa.ArrowInvalid, KeyError, OSError) as error:  # empty or cut after a power cut, or not of a run
+        problem = f"{path}: cannot read the checkpoint ({printable(first_line(error))[:200]})"
+        raise OutputError(problem, "If it is damaged, name a new folder") from error
+    return found
 
 
 class Continued(IdColumnCheckpointManager):  # type: ignore[misc]  # mypy does not read Ray
