@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ SPLIT = "split.json"
 CONDENSED = "split.npy"
 Role = Literal["train", "validation", "test", "excluded"]
 _ROLES = get_args(Role)
+_SHA256 = re.compile("[0-9a-f]{64}")
+_REMEDY = "Make or copy the bundle again"
 _DIGITS = 16  # of the SHA-256 in a condensed record: for a million images the chance of a collision is 10^-7
 
 
@@ -85,6 +88,11 @@ class Split:
         for image in split.images:
             if not is_plain_relative(image.file):
                 raise ManifestError(f"{origin}: {image.file!r}: images must be inside the data folder")
+            if not _SHA256.fullmatch(image.sha256):
+                shown = repr(image.sha256[:64])
+                raise ManifestError(f"{origin}: {image.file!r}: {shown} is no SHA-256 in hexadecimal digits", _REMEDY)
+            if not 0 <= image.label < 256:  # a byte of the condensed record
+                raise ManifestError(f"{origin}: {image.file!r}: a label is 0 to 255, not {image.label}", _REMEDY)
         return split
 
     def to_condensed(self) -> bytes:
