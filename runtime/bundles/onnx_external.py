@@ -47,7 +47,7 @@ def find_external_data(content: bytes) -> str | None:
         for number, kind, low, high in _fields(content, start, end):
             if kind != _BYTES:
                 continue
-            if number in submessages:
+            if number in submessages and low < high:  # millions of empty ones would take memory
                 pending.append((submessages[number], low, high))
             elif message == "Node" and number == _OP_TYPE and content[low:high] == _COMPILED:
                 return "a compiled network (EPContext)"

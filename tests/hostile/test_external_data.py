@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,19 @@ def test_every_engine_refuses_a_part_outside(place, tiny_onnx: Path, tmp_path: P
 
 def test_a_model_without_such_a_part_is_taken(tiny_onnx: Path) -> None:
     assert find_external_data(tiny_onnx.read_bytes()) is None
+
+
+def test_empty_messages_take_no_memory() -> None:
+    model = ModelProto()
+    for _ in range(100_000):
+        model.graph.node.add()  # two bytes of the file
+    content = model.SerializeToString()
+    tracemalloc.start()
+    try:
+        assert find_external_data(content) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_two_halves_of_a_message_are_one(tiny_onnx: Path) -> None:
