@@ -44,9 +44,7 @@ def write_summary(out: Path, record: RunRecord, seconds: float, new: int) -> dic
         "failed": facts.failures.total(),
         "skipped": facts.skipped.total(),
         "positive": facts.positive,
-        "positive_fraction": facts.labels[facts.positive] / facts.answered
-        if facts.answered and facts.positive
-        else None,
+        "positive_fraction": facts.positive_fraction,
         "labels": _sorted(facts.labels),
         "failures": _sorted(facts.failures),
         "warnings": _sorted(facts.warnings),
