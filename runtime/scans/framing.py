@@ -16,6 +16,7 @@ Box = tuple[int, int, int, int]
 """Top, left, bottom and right in pixels; the last two are exclusive. A box may extend beyond the picture."""
 
 SQUARE_MARGIN = 0.03  # at each side, as a fraction of the head's box; the network has seen -0.04 to 0.12 in training
+_MAX_SQUARE = 40_000_000  # pixels: a strip of 20,000 x 600 pixels lies in a square of 450 million
 
 
 def to_gray(pixels: Pixels) -> Gray:
@@ -79,10 +80,15 @@ def square_around(box: Box) -> Box:
 
 
 def head_section(pixels: Pixels) -> Pixels:
-    """Return the square around the head of a picture: uint8 (H, W, 3) -> uint8 (side, side, 3)."""
+    """Return the square around the head of a picture: uint8 (H, W, 3) -> uint8 (side, side, 3).
+
+    A picture whose square would have more than 40 million pixels is returned as it is.
+    """
     channel = gray_channel(pixels)
     gray = to_gray(pixels) if channel is None else channel
     square = square_around(widen(head_box(gray), *(SQUARE_MARGIN,) * 4))
+    if (square[2] - square[0]) ** 2 > _MAX_SQUARE:
+        return pixels
     if channel is None:
         return cut(pixels, square)
     return as_rgb(cut(channel, square))

@@ -34,6 +34,7 @@ _MIN_SINE = 0.5  # of the angle between rows and columns; below it the direction
 _MAX_UNEQUAL = 0.01  # relative difference of the spacings that nobody sees
 _MAX_ASPECT = 50.0  # a reformatted volume has up to 20; more is a wrong header
 _MAX_PIXELS = 16_000_000  # of a resampled picture: resizing holds 20 bytes for each
+_MAX_SIDE = 65_535  # pixels, as of a picture that is read
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def square_pixels(pixels: Pixels, spacing: tuple[float, float], name: str) -> Pi
     ------
     InputError
         ``"damaged"``: the spacings differ by more than a factor of 50. ``"too_large"``: the result would have more
-        than 16,000,000 pixels.
+        than 16,000,000 pixels, or 65,535 along a side.
     """
     if not all(math.isfinite(value) and value > 0 for value in spacing):
         return pixels
@@ -172,6 +173,14 @@ def square_pixels(pixels: Pixels, spacing: tuple[float, float], name: str) -> Pi
             code="too_large",
             value=height * width,
             limit=_MAX_PIXELS,
+        )
+    if max(height, width) > _MAX_SIDE:
+        raise InputError(
+            f"{name}: too large, {width} x {height} square pixels",
+            f"The limit is {_MAX_SIDE:,} pixels a side: make it smaller",
+            code="too_large",
+            value=max(height, width),
+            limit=_MAX_SIDE,
         )
     resampled: Pixels = resize_bilinear([pixels], height, width)[0]
     if pixels.strides[2]:

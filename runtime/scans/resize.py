@@ -85,9 +85,11 @@ def resize_antialiased(pictures: Sequence[Pixels], height: int, width: int) -> P
     resized = np.empty((len(pictures), height, width, 3), np.uint8)
     for pixels, out in zip(pictures, resized, strict=True):
         gray = gray_channel(pixels)
-        picture = Image.fromarray(np.ascontiguousarray(pixels) if gray is None else gray)
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        _write(np.asarray(picture).reshape(height, width, -1), out)
+        for channel in range(3):  # one at a time, because Pillow stores a colored pixel in four bytes
+            if channel == 0 or gray is None:
+                plane = np.ascontiguousarray(pixels[:, :, channel]) if gray is None else gray
+                picture = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR))
+            out[:, :, channel] = picture
     return resized
 
 

@@ -22,8 +22,8 @@ import tifffile
 from fuzzing import Outcome, change, report
 from PIL import Image
 
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import picture
-from mri_edge.scans.resize import resize_bilinear
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -101,10 +101,14 @@ def _with_checksums(content: bytes) -> bytes:
     return bytes(whole)
 
 
+_MODELS = Preprocessing(), Preprocessing(framing="head", resize="antialiased")  # of vgg16 and of lite
+
+
 def read(content: bytes) -> None:
     """Decode and resize a picture."""
     pixels = picture.load(content)
-    resize_bilinear([pixels], 128, 128)
+    for preprocessing in _MODELS:
+        preprocessing.resize_picture(pixels)
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
 

@@ -27,8 +27,9 @@ from fuzzing import change, report
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
 from mri_edge.scans.options import ReadOptions
-from mri_edge.scans.resize import resize_bilinear
+from mri_edge.scans.preprocessing import Preprocessing
 
+_MODELS = Preprocessing(), Preprocessing(framing="head", resize="antialiased")  # of vgg16 and of lite
 _MAX_FRAMES = 50  # a mutated header may declare thousands, each of which is bounded alone
 
 
@@ -159,7 +160,8 @@ def read(content: bytes) -> None:
     for frame in islice(readers.read(content, ReadOptions(any_modality=True)), _MAX_FRAMES):
         assert frame.pixels.dtype == np.uint8
         assert frame.pixels.ndim == 3
-        resize_bilinear([frame.pixels], 128, 128)
+        for preprocessing in _MODELS:
+            preprocessing.resize_picture(frame.pixels)
 
 
 if __name__ == "__main__":

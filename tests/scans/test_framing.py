@@ -106,6 +106,13 @@ def test_degenerate_pictures_are_framed(shape: tuple[int, int, int]) -> None:
     assert FRAMED.resize_picture(np.full(shape, 7, np.uint8)).shape == (96, 96, 3)
 
 
+@pytest.mark.parametrize("size", [(4, 60_000), (700, 20_000), (65_535, 976)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_in_a_huge_square_is_not_framed(size: tuple[int, int], channels: int) -> None:
+    pixels = np.broadcast_to(np.array([90, 80, 70][:channels], np.uint8), (*size, 3))
+    assert FRAMED.section(pixels) is pixels
+
+
 @pytest.mark.parametrize("model", [FRAMED, Preprocessing()], ids=["head", "picture"])
 def test_an_inverted_picture_gets_a_warning_however_it_is_framed(model: Preprocessing) -> None:
     frames = [Decoded(Frame(pixels), 0.0) for pixels in (head(), 255 - head())]

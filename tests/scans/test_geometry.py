@@ -198,6 +198,9 @@ def test_absurd_spacings_are_refused_before_memory_is_taken() -> None:
     with pytest.raises(InputError, match="too large, 3000 x 120000 square pixels") as caught:
         square_pixels(_gray(3000, 3000), (40, 1), "scan")
     assert (caught.value.code, caught.value.value) == ("too_large", 360_000_000)
+    with pytest.raises(InputError, match="too large, 4 x 98000 square pixels") as caught:
+        square_pixels(_gray(2000, 4), (49, 1), "scan")
+    assert (caught.value.code, caught.value.limit) == ("too_large", 65_535)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -160,6 +160,15 @@ def test_a_radiograph_of_16_bits_is_read(size: tuple[int, int], tmp_path: Path) 
     assert found["peak_mb"] < 150
 
 
+@pytest.mark.parametrize("name", ["strip.png", "column.png"])
+def test_a_long_picture_takes_no_memory_for_the_square_around_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(bombs.BOMBS[name]())
+    found = bombs.measure(path)
+    assert re.fullmatch(r"\d+x\d+", found["answer"])
+    assert found["peak_mb"] < 250
+
+
 def test_2000_mutations_stay_within_the_limits() -> None:
     outcome = fuzzer.run(2000)
     assert outcome.broken == []
