@@ -7,6 +7,7 @@ All directions and positions are in DICOM's patient coordinates, LPS+: x grows t
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -160,7 +161,7 @@ def square_pixels(pixels: Pixels, spacing: tuple[float, float], name: str) -> Pi
             f"{name}: damaged scan (pixels of {spacing[0]:g} x {spacing[1]:g} mm)",
             "Export it again",
             code="damaged",
-            value=coarser / finer,
+            value=min(coarser / finer, sys.float_info.max),  # JSON has no infinity
             limit=_MAX_ASPECT,
         )
     height, width = (

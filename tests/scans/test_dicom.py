@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import math
 import os
@@ -44,6 +45,7 @@ from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.readers import _dicom_file, _dicom_values, dicom
+from mri_edge.scans.series import group
 from mri_edge.scans.sources import expand
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -548,9 +550,9 @@ def test_warnings(values: dict[str, Any], code: str) -> None:
     assert codes(frame) == [code]
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e308, -1e31])
 @pytest.mark.parametrize("tag", [_dicom_values.ROWS, _dicom_values.ECHO_TIME])
-def test_binary_numbers_that_are_not_finite_count_as_absent(tag: int, value: float) -> None:
+def test_binary_numbers_that_no_scanner_writes_count_as_absent(tag: int, value: float) -> None:
     dataset = Dataset()
     dataset[tag] = RawDataElement(Tag(tag), "FD", 8, struct.pack("<d", value), 0, False, True)
     header = _dicom_values.Header(dataset)
@@ -570,6 +572,38 @@ def test_odd_values_count_as_absent() -> None:
     assert record["position"] is None
     assert record["study"] is None
     assert SECRET not in str(frame.metadata)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"RescaleSlope": "-1e308", "RescaleIntercept": "1e308", "WindowCenter": None, "WindowWidth": None},
+        {"RescaleSlope": "-1e30", "RescaleIntercept": "1e30", "WindowCenter": None, "WindowWidth": None},
+        {"RescaleSlope": "1e30", "WindowCenter": "-1e30", "WindowWidth": "1"},
+        {"WindowWidth": "1e-308", "VOILUTFunction": "LINEAR_EXACT"},
+        {"ImagePositionPatient": ["0", "-1.7e308", "1.7e308"], "ImageOrientationPatient": [1, 0, 0, 0, 0.7, 0.7]},
+        {"ImagePositionPatient": ["0", "-1e30", "1e30"], "ImageOrientationPatient": [1, 0, 0, 0, 0.7, 0.7]},
+        {"EchoTime": "1e308"},
+    ],
+)
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_extreme_numbers_give_a_valid_result(values: dict[str, Any], kind: type) -> None:
+    pixels = np.arange(2 * 64 * 48, dtype=kind).reshape(2, 64, 48)
+    for content in (save(make(pixels, **values)), save(make(pixels[0], **values))):
+        for frame in read(content):
+            assert frame.pixels.dtype == np.uint8
+            json.dumps(frame.metadata["dicom"], allow_nan=False)
+
+
+def test_extreme_positions_and_spacings_are_finite_for_inspect() -> None:
+    slices = [
+        save(make(ImagePositionPatient=["0", "0", position], SOPInstanceUID=f"1.2.{index}"))
+        for index, position in enumerate(("-1.5e308", "0", "1.5e308"))
+    ]
+    [series, *_] = group([facts for content in slices for facts in dicom.slice_facts(content)])
+    assert series.distance is None or math.isfinite(series.distance)
+    assert math.isfinite(refusal(make(PixelSpacing=["1", "1e-310"])).value or 0)
 
 
 def test_bombs_are_refused_before_they_unpack() -> None:

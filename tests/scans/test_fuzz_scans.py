@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import struct
 import sys
 import warnings
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
 from mri_edge.scans.options import ReadOptions
+from mri_edge.scans.readers import dicom
+from mri_edge.scans.series import group
 
 HOSTILE = Path(__file__).resolve().parents[1] / "hostile"
 SECRET = "Doe^Jane"  # noqa: S105 (the patient's name)
@@ -65,7 +68,12 @@ VRS = [
 ]  # fmt: skip
 VALUES = st.one_of(
     st.binary(max_size=40),
-    st.sampled_from([b"", b" ", b"\0", b"1\\2\\3", b"nan", b"inf", b"-1", b"1e400", b"1.00000 ", b"0\\0", b"\\\\\\"]),
+    st.sampled_from(
+        [b"", b" ", b"\0", b"1\\2\\3", b"nan", b"inf", b"-1", b"1e400", b"1e308", b"1.00000 ", b"0\\0", b"\\\\\\"]
+    ),
+    st.lists(st.sampled_from(["1e308", "-1e308", "1e30", "-1e30", "1e-308", "0", "1"]), min_size=1, max_size=6).map(
+        lambda values: "\\".join(values).encode()
+    ),
     st.sampled_from([b"ISO_IR 192", b"ISO 2022 IR 87", b"ISO_IR 999", b"\\ISO 2022 IR 13", b"GB18030"]),
     st.sampled_from([b"MR", b"CT", b"MONOCHROME1", b"RGB", b"PALETTE COLOR", b"YBR_FULL", b"INVERSE", b"SIGMOID"]),
     st.floats().map(lambda value: np.float64(value).tobytes()),
@@ -132,7 +140,7 @@ def test_any_dicom_header_is_read_or_refused(enhanced: bool, changes: list[tuple
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for options in (ReadOptions(), ReadOptions("auto", any_modality=True)):
-            said = _said_about(content, options)
+            said = _said_about(content, options) + _inspected(content, options)
             assert "Doe" not in said
             assert "\n" not in said
 
@@ -142,6 +150,18 @@ def _said_about(content: bytes, options: ReadOptions) -> str:
     try:
         frames = list(readers.read(content, options))
     except InputError as error:
+        json.dumps([error.value, error.limit], allow_nan=False)
         return str(error)
     assert {frame.pixels.dtype for frame in frames} == {np.dtype(np.uint8)}
+    json.dumps([frame.metadata["dicom"] for frame in frames], allow_nan=False)
     return repr([(frame.metadata, frame.warnings) for frame in frames])
+
+
+def _inspected(content: bytes, options: ReadOptions) -> str:
+    """Return everything that `mri-edge inspect` may say about a scan."""
+    try:
+        found = group(dicom.slice_facts(content, options))
+    except InputError as error:
+        return str(error)
+    json.dumps([(series.distance, series.positions) for series in found], allow_nan=False)
+    return repr(found)

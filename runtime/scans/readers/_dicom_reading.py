@@ -255,7 +255,8 @@ def _frame(
 
 
 def _gray(stored: Stored, window: Window | LookupTable, modality: Rescale | LookupTable, layout: Layout) -> Gray:
-    return to_gray(stored, window, modality=modality, invert=layout.invert, padding=layout.padding)
+    with np.errstate(all="ignore"):  # values far outside a narrow window overflow, and become black or white
+        return to_gray(stored, window, modality=modality, invert=layout.invert, padding=layout.padding)
 
 
 def _turned(gray: Gray, geometry: Geometry, name: str) -> Pixels:
