@@ -30,8 +30,8 @@ def expand(
 ) -> Iterator[str | InputError]:
     """Yield the path of every named scan in order, and an InputError for an argument that names none.
 
-    - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``. With ``recursive``
-      also those of its subfolders, and an InputError for a subfolder that cannot be listed.
+    - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``, so no hidden ones.
+      With ``recursive`` also those of its subfolders, and an InputError for a subfolder that cannot be listed.
     - An argument with ``*``, ``?`` or ``[`` that is not a file stands for the files that it matches (``**`` at any
       depth; with ``recursive`` also for the scans in folders that it matches).
     - ``-`` stands for the paths on standard input, one per line. Reading ends at a line that cannot be a path.
@@ -124,6 +124,8 @@ def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[s
                 skipped.add(entry.path, "link to a folder")
             else:
                 yield from _scans_in(entry.path, recursive, skipped, also)
+        elif entry.name.startswith("."):
+            skipped.add(entry.path, "hidden")
         elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
             skipped.add(entry.path, kind)
         else:
@@ -223,6 +225,4 @@ def kind_of(name: str, head: bytes) -> str:
     """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
     if head[128:132] == b"DICM":  # PS3.10 7.1; the reader recognizes all others
         return "DICOMDIR"
-    if name.startswith("."):
-        return "hidden"
     return printable(Path(name).suffix) or "no suffix"

@@ -45,6 +45,19 @@ def test_a_folder_takes_scans_by_content_and_reports_the_rest(tmp_path: Path) ->
         assert kind in message
 
 
+@pytest.mark.parametrize("name", ["._a.jpg", "._a.dcm", ".a.nii.gz", "._a", "._a.zip"])
+def test_hidden_files_of_a_folder_are_no_scans_whatever_their_suffix(tmp_path: Path, name: str) -> None:
+    """macOS writes ``._NAME`` beside each file on a disk that is not its own."""
+    (tmp_path / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    messages: list[str] = []
+    found = list(expand([str(tmp_path)], recursive=True, notify=messages.append, also=(".zip",)))
+    assert found == [str(tmp_path / "a.jpg")]
+    assert messages == [f"{tmp_path}: 1 file skipped: hidden ({name})"]
+    assert not readers.recognizes(tmp_path / name)
+    assert list(expand([str(tmp_path / name)])) == [str(tmp_path / name)]  # whoever names it means it
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
 def test_every_kind_of_picture_is_recognized_by_its_content(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "IM0001"

@@ -68,12 +68,17 @@ def has_known_suffix(path: str | os.PathLike[str]) -> bool:
 
 
 def recognizes(path: str | os.PathLike[str]) -> bool:
-    """Whether a file in a folder is a scan that some reader takes.
+    """Whether a file in a folder is a scan that some reader takes. A hidden file is none.
 
     A file with a known suffix is not opened. For other files ``first_bytes`` are read.
     """
     path = os.fspath(path)
-    return has_known_suffix(path) or recognizes_content(first_bytes(path), path)
+    return not _is_hidden(path) and (has_known_suffix(path) or recognizes_content(first_bytes(path), path))
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a file is hidden, such as the ``._scan.dcm`` that macOS writes beside ``scan.dcm`` on other disks."""
+    return Path(path).name.startswith(".")
 
 
 def recognizes_content(head: bytes, path: str) -> bool:
@@ -161,7 +166,7 @@ def _by_content(head: bytes, path: str) -> Reader | None:
 def first_bytes(path: str) -> bytes:
     """Return the first ``HEAD_BYTES`` bytes of a file; none of a hidden or temporary file, a pipe or a device."""
     file = Path(path)
-    if file.name.startswith(".") or file.name.lower().endswith(TEMPORARY):
+    if _is_hidden(path) or file.name.lower().endswith(TEMPORARY):
         return b""
     try:
         if not file.is_file():  # opening a pipe or a device could block forever
