@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,20 +110,18 @@ def _matches(pattern: str, recursive: bool, skipped: SkippedFiles, also: tuple[s
 
 
 def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[str, ...]) -> Iterator[str | InputError]:
-    try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        yield InputError(f"{folder}: cannot list the folder ({error.strerror})", source=folder)
-        return
-    for entry in ordered:
-        if _is_folder(entry):
+    pending = [*_reversed_entries(folder)]  # a stack, because folders may be nested deeper than Python's calls
+    while pending:
+        entry = pending.pop()
+        if isinstance(entry, InputError):
+            yield entry
+        elif _is_folder(entry):
             if not recursive:
                 skipped.add_folder()
             elif entry.is_symlink():  # it could lead back to a parent folder
                 skipped.add(entry.path, "link to a folder")
             else:
-                yield from _scans_in(entry.path, recursive, skipped, also)
+                pending += _reversed_entries(entry.path)
         elif entry.name.startswith("."):
             skipped.add(entry.path, "hidden")
         elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
@@ -138,6 +136,15 @@ def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[s
                 yield entry.path
             else:
                 skipped.add(entry.path, kind_of(entry.name, head))
+
+
+def _reversed_entries(folder: str) -> Sequence[os.DirEntry[str] | InputError]:
+    """Return what is in a folder, the last name first, or why it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        return [InputError(f"{folder}: cannot list the folder ({error.strerror})", source=folder)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,27 @@ def test_hidden_files_of_a_folder_are_no_scans_whatever_their_suffix(tmp_path: P
     assert messages == [f"{tmp_path}: 1 file skipped: hidden ({name})"]
     assert not readers.recognizes(tmp_path / name)
     assert list(expand([str(tmp_path / name)])) == [str(tmp_path / name)]  # whoever names it means it
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+    """Folders and files are in the order of their names, whatever their depth."""
+    names = ["a.jpg", "b/a.jpg", "b/c/d.jpg", "b/d.jpg", "c.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(JPEG)
+    folders = [tmp_path / "x"]
+    for _ in range(sys.getrecursionlimit() + 100):
+        folders.append(folders[-1] / "d")
+    for folder in folders:
+        folder.mkdir()
+    deep = folders[-1] / "z.jpg"
+    deep.write_bytes(JPEG)
+    try:
+        assert list(expand([str(tmp_path)], recursive=True)) == [*(str(tmp_path / name) for name in names), str(deep)]
+    finally:
+        deep.unlink()  # pytest cannot remove a folder of this depth
+        for folder in reversed(folders):
+            folder.rmdir()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
