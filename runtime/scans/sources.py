@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from . import readers
 from .files import special_file_kind
 
 _LONGEST_LINE = 1 << 16  # of standard input; Linux limits a path to 4,096 bytes
+_SEPARATORS = re.escape(f"{os.sep}{os.altsep or ''}")
+_ANY_DEPTH = re.compile(rf"(?<![^{_SEPARATORS}])\*\*([{_SEPARATORS}]+|$)")  # a part of a pattern that is ** alone
 _MAX_NAMED = 3  # files of each kind that a message names; the others are only counted
 
 
@@ -33,7 +36,7 @@ def expand(
     - A folder stands for the scans in it, sorted by name: files that ``readers.recognizes``, so no hidden ones.
       With ``recursive`` also those of its subfolders, and an InputError for a subfolder that cannot be listed.
     - An argument with ``*``, ``?`` or ``[`` that is not a file stands for the files that it matches (``**`` at any
-      depth; with ``recursive`` also for the scans in folders that it matches).
+      depth, without following links to folders; with ``recursive`` also for the scans in folders that it matches).
     - ``-`` stands for the paths on standard input, one per line. Reading ends at a line that cannot be a path.
 
     Pipes, sockets and devices are skipped in folders and in matches of a pattern, and yielded if named directly.
@@ -95,7 +98,7 @@ def _lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def _matches(pattern: str, recursive: bool, skipped: SkippedFiles, also: tuple[str, ...]) -> Iterator[str | InputError]:
-    for path in sorted(glob.iglob(pattern, recursive=True)):
+    for path in sorted(set(_glob(pattern, skipped))):
         if not os.path.isdir(path):
             if kind := special_file_kind(path):
                 skipped.add(path, kind)
@@ -107,6 +110,30 @@ def _matches(pattern: str, recursive: bool, skipped: SkippedFiles, also: tuple[s
             yield from _scans_in(path, recursive, skipped, also)
         else:
             skipped.add_folder()
+
+
+def _glob(pattern: str, skipped: SkippedFiles) -> Iterator[str]:
+    """Yield what a pattern matches as ``glob`` does, but follow no links to folders below ``**``.
+
+    A link may lead back to a parent folder. Two of them in one folder keep ``glob`` busy for ever.
+    """
+    any_depth = _ANY_DEPTH.search(pattern)
+    if any_depth is None:
+        yield from glob.iglob(pattern)
+        return
+    above = pattern[: any_depth.start()]
+    below = pattern[any_depth.end() :] if any_depth[1] else "*"
+    pending = list(glob.iglob(above)) if above else [""]  # each ends with a separator, as ``above`` does
+    while pending:
+        folder = pending.pop()
+        yield from _glob(glob.escape(folder) + below, skipped)
+        for entry in _reversed_entries(folder or os.curdir):
+            if isinstance(entry, InputError) or entry.name.startswith(".") or not _is_folder(entry):
+                continue
+            if entry.is_symlink():
+                skipped.add(entry.path, "link to a folder")
+            else:
+                pending.append(f"{folder}{entry.name}{os.sep}")
 
 
 def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[str, ...]) -> Iterator[str | InputError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from pathlib import Path
@@ -78,6 +79,49 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
         deep.unlink()  # pytest cannot remove a folder of this depth
         for folder in reversed(folders):
             folder.rmdir()
+
+
+TREE = ["a.jpg", "b.png", "s/a.jpg", "s/t/a.jpg", "s/t/u/a.jpg", "s.jpg/a.jpg", ".h/a.jpg", "s/.h.jpg", "[x]/s/a.jpg"]
+PATTERNS = [
+    "**", "**/", "**/*", "**/*.jpg", "**/a.jpg", "*/**/*.jpg", "s/**", "s/**/*.jpg", "s/**/t/*.jpg", "**/t/**/*.jpg",
+    "**/**/a.jpg", "s*/**/a*", "[[]x]/**/*.jpg", "**/[[]x]/**/*.jpg", "s**/a.jpg", "**.jpg", "x/**/*.jpg",
+    "**/.h/*.jpg", "./**/*.jpg", "**/s/*", "s/**//a.jpg",
+]  # fmt: skip
+
+
+def _as_glob_finds(pattern: str) -> list[str]:
+    return sorted(path for path in set(glob.glob(pattern, recursive=True)) if not os.path.isdir(path))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_patterns_match_what_glob_matches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, absolute: bool
+) -> None:
+    for name in TREE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(JPEG)
+    monkeypatch.chdir(tmp_path)
+    pattern = f"{tmp_path}/{pattern}" if absolute else pattern
+    found = [path for path in expand([pattern]) if not isinstance(path, InputError)]
+    assert found == _as_glob_finds(pattern)
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="links need POSIX")
+def test_any_depth_in_a_pattern_follows_no_links_to_folders(tmp_path: Path) -> None:
+    """With glob, one link to a parent repeats each scan 41 times, and two keep it busy for ever."""
+    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    for folder in (study / "a", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "scan.jpg").write_bytes(JPEG)
+    for link, target in {"up": "..", "root": "../..", "other": elsewhere}.items():
+        (study / "a" / link).symlink_to(target)
+    (tmp_path / "link").symlink_to(study)
+    messages: list[str] = []
+    for named in ("study", "link"):
+        pattern = f"{tmp_path}/{named}/**/*.jpg"
+        assert list(expand([pattern], notify=messages.append)) == [f"{tmp_path}/{named}/a/scan.jpg"]
+        assert messages.pop() == f"{pattern}: 3 files skipped: link to a folder (up, root, other)"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
