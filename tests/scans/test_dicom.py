@@ -41,10 +41,11 @@ from mri_edge.errors import InputError, UsageError
 from mri_edge.inference.prediction import Failure
 from mri_edge.inference.preparing import decode_or_fail
 from mri_edge.scans import readers
+from mri_edge.scans.files import is_transient
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
 from mri_edge.scans.options import ReadOptions
-from mri_edge.scans.readers import _dicom_file, _dicom_values, dicom
+from mri_edge.scans.readers import _dicom_file, _dicom_pixels, _dicom_values, dicom
 from mri_edge.scans.series import group
 from mri_edge.scans.sources import expand
 
@@ -604,6 +605,37 @@ def test_extreme_positions_and_spacings_are_finite_for_inspect() -> None:
     [series, *_] = group([facts for content in slices for facts in dicom.slice_facts(content)])
     assert series.distance is None or math.isfinite(series.distance)
     assert math.isfinite(refusal(make(PixelSpacing=["1", "1e-310"])).value or 0)
+
+
+@pytest.mark.parametrize("place", ["check_memory", "_Fragments"])
+def test_lack_of_memory_is_an_error_of_the_scan(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(*arguments: Any) -> None:
+        raise MemoryError
+
+    content = dicom_data.named("MR_small_RLE.dcm").read_bytes()
+    (tmp_path / "scan.dcm").write_bytes(content)
+    monkeypatch.setattr(_dicom_pixels, place, short_of_memory)
+    for source in (content, tmp_path / "scan.dcm", pydicom.dcmread(io.BytesIO(content))):
+        [failure] = decode_or_fail(source, ANY)
+        assert isinstance(failure, Failure)
+        assert failure.error.code == "out_of_memory"
+        assert is_transient(failure.error.__cause__)
+
+
+def test_lack_of_memory_for_a_pipe_is_an_error_of_the_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reader(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise MemoryError
+
+    monkeypatch.setattr(_dicom_file.io, "BufferedReader", Reader)
+    number, writer = os.pipe()
+    os.close(writer)
+    try:
+        with pytest.raises(InputError) as caught:
+            list(dicom.read(f"/dev/fd/{number}"))
+    finally:
+        os.close(number)
+    assert caught.value.code == "out_of_memory"
 
 
 def test_bombs_are_refused_before_they_unpack() -> None:

@@ -23,6 +23,7 @@ from mri_edge import Classifier
 from mri_edge.cli import run
 from mri_edge.errors import InputError
 from mri_edge.scans import readers
+from mri_edge.scans.files import is_transient
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.intensity import Window
 from mri_edge.scans.options import ReadOptions
@@ -314,6 +315,19 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             list(nifti.read(source))
+
+
+def test_lack_of_memory_is_an_error_of_the_scan_for_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    (tmp_path / "brain.nii").write_bytes(VOLUME)
+    monkeypatch.setattr(nifti, "to_gray", short_of_memory)
+    for source in (VOLUME, tmp_path / "brain.nii"):
+        with pytest.raises(InputError) as caught:
+            _read(source)
+        assert caught.value.code == "out_of_memory"
+        assert is_transient(caught.value.__cause__)
 
 
 def test_missing_nibabel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

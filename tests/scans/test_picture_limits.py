@@ -25,6 +25,7 @@ from mri_edge.scans.resize import resize_bilinear
 TESTS = Path(__file__).resolve().parents[1]
 UNIT = TESTS.parent / "deploy" / "mri-edge-watch.service"
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
+sys.path.insert(0, str(TESTS / "scans"))  # for dicom_samples
 
 
 def _hostile(name: str) -> ModuleType:
@@ -247,12 +248,18 @@ with Classifier.load(sys.argv[1]) as classifier:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
-@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "dcm"])
 def test_a_scan_without_enough_memory_fails_alone(kind: str, tiny_bundle: Path, tmp_path: Path) -> None:
     small, large = tmp_path / "small.png", tmp_path / f"large.{kind}"
     Image.new("L", (200, 200), 90).save(small)
-    options = {"tif": {"compression": "tiff_lzw"}, "jpg": {"progressive": True}, "png": {"compress_level": 1}}[kind]
-    Image.new("RGB", (5800, 5800), (90, 80, 70)).save(large, **options)
+    if kind == "dcm":
+        pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
+        from dicom_samples import make, save
+
+        large.write_bytes(save(make(np.zeros((5800, 5800), np.uint16))))
+    else:
+        options = {"tif": {"compression": "tiff_lzw"}, "jpg": {"progressive": True}, "png": {"compress_level": 1}}[kind]
+        Image.new("RGB", (5800, 5800), (90, 80, 70)).save(large, **options)
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, str(tiny_bundle), str(small), str(large)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [

@@ -142,17 +142,20 @@ def opened(source: Source | Dataset, name: str, tags: Sequence[Any] = _TAGS) -> 
         import pydicom
     except ImportError as error:
         raise refused(name, "reading DICOM needs pydicom, which is not installed", "unsupported", _INSTALL) from error
-    if isinstance(source, pydicom.Dataset):
-        yield _of_dataset(source)
-        return
-    if isinstance(source, bytes | bytearray | memoryview):
-        content = io.BytesIO(source)
-        size = memoryview(source).nbytes
-        yield _parse(content if size <= _SMALL_FILE else BoundedFile(content, name, size), size, name, tags)
-        return
-    assert isinstance(source, str | os.PathLike)  # noqa: S101 (the registry passes nothing else)
-    with _file(os.fspath(source), name) as (stream, size):
-        yield _parse(stream, size, name, tags)
+    try:
+        if isinstance(source, pydicom.Dataset):
+            yield _of_dataset(source)
+            return
+        if isinstance(source, bytes | bytearray | memoryview):
+            content = io.BytesIO(source)
+            size = memoryview(source).nbytes
+            yield _parse(content if size <= _SMALL_FILE else BoundedFile(content, name, size), size, name, tags)
+            return
+        assert isinstance(source, str | os.PathLike)  # noqa: S101 (the registry passes nothing else)
+        with _file(os.fspath(source), name) as (stream, size):
+            yield _parse(stream, size, name, tags)
+    except MemoryError as error:  # also from the caller's block, which decodes the pixels
+        raise out_of_memory(name) from error
 
 
 @contextmanager
@@ -192,10 +195,8 @@ def _parse(stream: BinaryIO, size: int, name: str, tags: Sequence[Any]) -> Opene
     stream.seek(0)
     try:
         return _read_header(stream, size, name, tags)
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except MemoryError as error:
-        raise out_of_memory(name) from error
     except Exception as error:
         if is_transient(error):
             raise InputError(f"{name}: cannot read ({error})", "Try again") from error

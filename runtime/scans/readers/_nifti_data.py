@@ -193,12 +193,12 @@ def open_voxels(source: Source, name: str) -> Iterator[VoxelFile]:
     InputError
         As for ``nifti.read``.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        yield VoxelFile(io.BytesIO(source), len(source), name)
-        return
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         raise InputError(f"a NIfTI scan must be a path or the bytes of a file. Received: {type(source).__name__}")
     try:
+        if isinstance(source, bytes | bytearray | memoryview):
+            yield VoxelFile(io.BytesIO(source), len(source), name)
+            return
         with open_scan(os.fspath(source)) as raw, io.BufferedReader(raw) as file:
             status = os.fstat(raw.fileno())
             if stat.S_ISREG(status.st_mode):
