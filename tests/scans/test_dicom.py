@@ -24,7 +24,7 @@ from PIL import Image
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("gdcm", reason="needs python-gdcm")
 
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
@@ -388,6 +388,30 @@ def test_percentiles_are_those_of_the_whole_file() -> None:
     frames = read(make(pixels, WindowCenter=None, WindowWidth=None))
     assert len({str(frame.metadata["dicom"]["window"]) for frame in frames}) == 1
     assert [int(frame.pixels.max()) for frame in frames] == [0, 128, 255]
+
+
+def test_percentiles_over_a_series_take_the_bits_and_the_padding_of_each_file(tmp_path: Path) -> None:
+    no_window: dict[str, Any] = {"WindowCenter": None, "WindowWidth": None}
+    values = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48) % 1000
+    padded = values.copy()
+    padded[:10] = 60_000
+    slices = [make(values, **no_window), make(padded, PixelPaddingValue=60_000, **no_window)]
+    wide = values.astype(np.uint32)
+    wide[:10] = 4_000_000_000
+    slices.append(make(wide, PixelPaddingValue=0, **no_window))
+    slices[-1]["PixelPaddingValue"] = DataElement(0x00280120, "UL", 4_000_000_000)
+    paths = [str(tmp_path / f"{index}.dcm") for index in range(len(slices))]
+    for path, dataset in zip(paths, slices, strict=True):
+        Path(path).write_bytes(save(dataset))
+    for chosen in (paths[:2], paths, paths[::-1]):
+        tracemalloc.start()
+        window = dicom.percentiles_over(chosen)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert window is not None
+        # The values of all files have nearly the same percentiles.
+        assert (window.center, window.width) == pytest.approx((501.5, 987), abs=3)
+        assert peak < 20_000_000
 
 
 def test_memory_is_that_of_a_few_frames() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, Unread, as_rgb, source_name
 from mri_edge.scans.geometry import square_pixels
 from mri_edge.scans.intensity import (
+    NO_RESCALE,
     Gray,
     Histogram,
     LookupTable,
+    Padding,
     Rescale,
     Window,
     hides_scan,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _MAX_SAMPLE = 64  # frames of a file from which percentiles are taken
+_Sampled: TypeAlias = tuple[Stored, Rescale | LookupTable, Padding | None]
 
 
 def read_each(source: Source | Dataset, options: ReadOptions) -> Iterator[Frame | Unread]:
@@ -143,11 +146,12 @@ class _Windows:
     def percentiles(self, stored: Stored, modality: Rescale | LookupTable) -> Window:
         """Return the window by percentiles of the whole file, or of this frame if it is the only one."""
         if self._percentiles is None:
-            one = self._layout.frames == 1
-            self._percentiles = _measure(lambda: iter([(stored, modality)]) if one else self._sample(), self._layout)
+            layout = self._layout
+            one = [(stored, modality, layout.padding)]
+            self._percentiles = _measure(lambda: iter(one) if layout.frames == 1 else self._sample())
         return self._percentiles
 
-    def _sample(self) -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+    def _sample(self) -> Iterator[_Sampled]:
         """Yield at most 64 frames, evenly spread over the file."""
         frames = self._layout.frames
         for index in sorted({round(step) for step in np.linspace(0, frames - 1, min(frames, _MAX_SAMPLE))}):
@@ -157,15 +161,14 @@ class _Windows:
                 continue
             with quiet:
                 modality = self._headers.modality(index)
-            yield stored, modality
+            yield stored, modality, self._layout.padding
 
 
 def percentiles_over(paths: Sequence[str], options: ReadOptions) -> Window | None:
     """Return the window by percentiles over files of one frame each. See ``dicom.percentiles_over``."""
     spread = sorted({round(step) for step in np.linspace(0, len(paths) - 1, min(len(paths), _MAX_SAMPLE))})
-    layouts: list[Layout] = []
 
-    def frames() -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+    def frames() -> Iterator[_Sampled]:
         for number in spread:
             path = paths[number]
             try:
@@ -176,33 +179,41 @@ def percentiles_over(paths: Sequence[str], options: ReadOptions) -> Window | Non
                         modality = FrameHeaders(file.header).modality(0)
             except InputError:  # reported when its turn comes
                 continue
-            layouts.append(layout)
-            yield stored, modality
+            yield stored, modality, layout.padding
 
-    first = next(frames(), None)
-    return None if first is None else _measure(frames, layouts[0])
+    try:
+        return None if next(frames(), None) is None else _measure(frames)
+    except MemoryError:  # reported when the turn of a slice comes
+        return None
 
 
-def _measure(frames: Callable[[], Iterator[tuple[Stored, Rescale | LookupTable]]], layout: Layout) -> Window:
+def _measure(frames: Callable[[], Iterator[_Sampled]]) -> Window:
     """Return the window by percentiles of frames, of which one is in memory at a time."""
-    padding = layout.padding
-    if layout.allocated <= 16:
-        exact, modalities = Histogram(), []
-        for stored, modality in frames():
-            exact.add(stored, padding)
-            modalities.append(modality)
-        if modalities and all(modality == modalities[0] for modality in modalities):
-            return percentile_window(exact, modalities[0])
+    exact, shared = Histogram(), None
+    for stored, modality, padding in frames():
+        shared = shared or modality
+        if stored.dtype.itemsize > 2 or modality != shared:
+            break
+        exact.add(stored, padding)
+    else:
+        return percentile_window(exact, shared or NO_RESCALE)
     # The rescale differs between frames, or 32 bits are too many to count each value: count in rescaled bins.
     low, high = np.inf, -np.inf
-    for stored, modality in frames():
-        ends = modality.apply(np.array([stored.min(), stored.max()]))
+    for measured, modality in _without_padding(frames()):
+        ends = modality.apply(np.array([measured.min(), measured.max()]))
         low, high = min(low, float(ends.min())), max(high, float(ends.max()))
     binned = Histogram(low, high) if low <= high else Histogram()
-    for stored, modality in frames():
-        measured = stored if padding is None else stored[~padding.mask(stored)]
+    for measured, modality in _without_padding(frames()):
         binned.add(modality.apply(measured))
     return percentile_window(binned)
+
+
+def _without_padding(frames: Iterator[_Sampled]) -> Iterator[tuple[Stored, Rescale | LookupTable]]:
+    """Yield the values of each frame that has any beside padding."""
+    for stored, modality, padding in frames:
+        measured = stored if padding is None else stored[~padding.mask(stored)]
+        if measured.size:
+            yield measured, modality
 
 
 def _frame(
