@@ -20,7 +20,7 @@ Origin = Literal["file", "option", "percentiles"]
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5  # our choice: PS3.3 has no rule for a scan without a window
 _BINS = 1 << 16
 _BLOCK = 1 << 18  # values that are converted at a time where no table is possible: 2 MB as float64
-_FOREGROUND = 0.1  # of the range of values in a frame; air in MR stays below
+_FOREGROUND = 0.1  # of the range of values in a frame or a volume; air in MR stays below
 _MAX_AT_ONE_END = 0.99  # of the foreground; a window beyond it hides the scan
 
 
@@ -202,26 +202,46 @@ def _levels(stored: NDArray[Any], window: Window | LookupTable, modality: Modali
     return levels.astype(np.uint8)
 
 
-def hides_scan(stored: NDArray[Any], gray: Gray) -> bool:
-    """Whether a window made nearly the whole foreground of a frame black or white, so that nothing can be seen.
+def hides_scan(values: NDArray[Any], gray: Gray, counts: NDArray[np.int64] | None = None) -> bool:
+    """Whether a window made nearly the whole foreground black or white, so that nothing can be seen.
 
-    The foreground is what lies more than a tenth of the range above the lowest value. A frame of one value has none.
+    The foreground is what lies more than a tenth of the range above the lowest value. One bright pixel would be all of
+    it, so the window must also hide what is above a tenth of the range up to percentile 99.5. Values that are all equal
+    have no foreground.
 
     Parameters
     ----------
-    stored
-        Stored values of the frame.
+    values
+        Values of a frame, or the different values of a volume.
     gray
-        What ``to_gray`` made of them.
+        Their gray levels.
+    counts
+        How often each value occurs. None: once.
     """
-    lowest, highest = float(stored.min()), float(stored.max())
-    if not highest > lowest:
+    if not values.size:
         return False
-    foreground = stored > lowest + _FOREGROUND * (highest - lowest)
-    limit = _MAX_AT_ONE_END * np.count_nonzero(foreground)
-    return bool(
-        np.count_nonzero(foreground & (gray == 0)) > limit or np.count_nonzero(foreground & (gray == 255)) > limit
+    lowest, highest = float(values.min()), float(values.max())
+    if not highest > lowest or not _hides_above(lowest + _FOREGROUND * (highest - lowest), values, gray, counts):
+        return False
+    bright = _bright_end(values, counts)
+    return not bright > lowest or _hides_above(lowest + _FOREGROUND * (bright - lowest), values, gray, counts)
+
+
+def _hides_above(level: float, values: NDArray[Any], gray: Gray, counts: NDArray[np.int64] | None) -> bool:
+    foreground = values > level
+    everything, black, white = (
+        np.count_nonzero(mask) if counts is None else int(counts[mask].sum())
+        for mask in (foreground, foreground & (gray == 0), foreground & (gray == 255))
     )
+    return bool(max(black, white) > _MAX_AT_ONE_END * everything)
+
+
+def _bright_end(values: NDArray[Any], counts: NDArray[np.int64] | None) -> float:
+    if counts is None:
+        return float(np.percentile(values, HIGH_PERCENTILE))
+    order = np.argsort(values, kind="stable")
+    below = np.cumsum(counts[order])
+    return float(values[order[np.searchsorted(below, HIGH_PERCENTILE / 100 * below[-1])]])
 
 
 class Histogram:

@@ -275,6 +275,22 @@ def test_a_window_that_shows_nothing_gives_way_to_percentiles(center: Any, width
     assert frame.pixels.max() == 255
 
 
+@pytest.mark.parametrize("case", ["bright pixel", "high padding", "low padding", "padding alone"])
+def test_the_window_of_the_file_is_kept_beside_a_bright_pixel_or_padding(case: str) -> None:
+    stored = np.random.default_rng(0).integers(0, 1000, (64, 48)).astype(np.int32)
+    padding = {"bright pixel": None, "high padding": 65_535, "low padding": -30_000, "padding alone": 7}[case]
+    if padding is None:
+        stored[5, 5] = 20_000
+    else:
+        stored[: 64 if case == "padding alone" else 20] = padding
+    dataset = make(stored.astype(np.int16 if case == "low padding" else np.uint16), WindowCenter=500, WindowWidth=1000)
+    if padding is not None:
+        dataset.add_new(0x00280120, "SS" if padding < 0 else "US", padding)
+    [frame] = read(dataset)
+    assert codes(frame) == []
+    assert frame.metadata["dicom"]["window"]["from"] == "file"
+
+
 def test_the_caller_chooses_the_window() -> None:
     [frame] = read(make(), ReadOptions("auto"))
     assert frame.metadata["dicom"]["window"]["from"] == "percentiles"

@@ -178,3 +178,25 @@ def test_a_window_far_from_the_values_hides_the_scan() -> None:
     assert hides_scan(stored, to_gray(stored, Window(10_000, 100)))  # black
     assert hides_scan(stored, to_gray(stored, Window(-10_000, 100)))  # white
     assert not hides_scan(stored, to_gray(stored, Window(500, 1000)))
+
+
+@pytest.mark.parametrize(("bright", "dark"), [(0, 0), (1, 0), (15, 0), (15, 3900), (0, 4076)])
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_few_bright_pixels_are_not_the_whole_scan(bright: int, dark: int, counted: bool) -> None:
+    """15 of 4,096 pixels are fewer than 0.5%. A slice at the end of the head is nearly all air."""
+    stored = np.random.default_rng(0).integers(100, 1000, 4096).astype(np.uint16)
+    stored[:dark] = 0
+    stored[4096 - bright :] = 20_000
+    values, counts = np.unique(stored, return_counts=True) if counted else (stored, None)
+
+    def hidden(window: Window) -> bool:
+        return hides_scan(values, to_gray(values, window), counts)
+
+    assert not hidden(Window(500, 1000))
+    assert not hidden(Window(15_000, 30_000))
+    assert hidden(Window(60_000, 100))
+    assert hidden(Window(-10_000, 100))
+
+
+def test_a_frame_without_a_value_hides_nothing() -> None:
+    assert not hides_scan(np.zeros(0, np.uint16), np.zeros(0, np.uint8))

@@ -179,6 +179,15 @@ def test_display_range_of_the_header_is_the_window_unless_it_hides_the_scan() ->
         assert [warning.code for warning in frame.warnings] == ["fallback_window"] * usable
 
 
+@pytest.mark.parametrize("kind", ["int16", "float32"])
+def test_display_range_is_kept_beside_a_bright_voxel(kind: str) -> None:
+    values = _ramp(dtype=kind)
+    values[3, 3, 3] = 30_000
+    frames = _read(_bytes(_image(values, cal_max=1000)))
+    assert {frame.metadata["nifti"]["window"]["from"] for frame in frames} == {"file"}
+    assert not any(frame.warnings for frame in frames)
+
+
 def test_options_choose_the_window() -> None:
     content = _bytes(_image(_ramp(), cal_max=800))
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _MAX_SAMPLE = 64  # frames of a file from which percentiles are taken
+_MAX_COMPARED = 1 << 22  # values of a frame that are compared with their gray levels; an MR slice has fewer
 _Sampled: TypeAlias = tuple[Stored, Rescale | LookupTable, Padding | None]
 
 
@@ -233,7 +234,7 @@ def _frame(
     stored = decode(index)
     warnings: list[ResultWarning] = []
     gray = None if window is None else _gray(stored, window, modality, layout)
-    if window is not None and gray is not None and not windows.is_forced and hides_scan(stored, gray):
+    if window is not None and gray is not None and not windows.is_forced and _hides_scan(stored, gray, layout):
         warnings.append(ResultWarning("fallback_window", "the window in the file shows nothing: percentiles are used"))
         gray = None
     elif window is None and not windows.is_expected:
@@ -268,6 +269,17 @@ def _frame(
 def _gray(stored: Stored, window: Window | LookupTable, modality: Rescale | LookupTable, layout: Layout) -> Gray:
     with np.errstate(all="ignore"):  # values far outside a narrow window overflow, and become black or white
         return to_gray(stored, window, modality=modality, invert=layout.invert, padding=layout.padding)
+
+
+def _hides_scan(stored: Stored, gray: Gray, layout: Layout) -> bool:
+    step = max(1, stored.size // _MAX_COMPARED)
+    stored, gray = stored.reshape(-1)[::step], gray.reshape(-1)[::step]
+    if not hides_scan(stored, gray):
+        return False
+    if layout.padding is None:
+        return True
+    measured = ~layout.padding.mask(stored)  # only now, because this takes as long as decoding
+    return hides_scan(stored[measured], gray[measured])
 
 
 def _turned(gray: Gray, geometry: Geometry, name: str) -> Pixels:

@@ -19,7 +19,15 @@ from mri_edge.errors import InputError
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.frame import Frame, Pixels, Source, as_rgb, source_name
 from mri_edge.scans.geometry import position_along_normal, square_pixels
-from mri_edge.scans.intensity import HIGH_PERCENTILE, LOW_PERCENTILE, Histogram, Window, percentile_window, to_gray
+from mri_edge.scans.intensity import (
+    HIGH_PERCENTILE,
+    LOW_PERCENTILE,
+    Histogram,
+    Window,
+    hides_scan,
+    percentile_window,
+    to_gray,
+)
 from mri_edge.scans.options import DEFAULT, ReadOptions
 from mri_edge.scans.series import SliceFacts
 
@@ -32,8 +40,6 @@ SUFFIXES = (".nii", ".nii.gz")
 _NO_ORIENTATION = ResultWarning(
     "no_orientation", "the file does not say how its slices lie: left and right may be exchanged"
 )
-_FOREGROUND = 0.1  # of the range of values; as ``intensity.hides_scan``
-_MAX_AT_ONE_END = 0.99
 _HUGE = 1e300  # the difference of two such values is still finite
 _POWERS = 2_400  # twice more than the largest and the smallest exponent of a 64-bit float, 1,024 and -1,073
 _MAX_ZOOMS = 3  # passes over the voxels that exclude outliers; each narrows the range up to 65,536 times
@@ -236,18 +242,8 @@ def _ranges(file: VoxelFile) -> tuple[float, float, float, float]:
 
 
 def _hides_scan(histogram: Histogram, volume: Volume, window: Window) -> bool:
-    """Whether a window makes nearly the whole foreground black or white; ``intensity.hides_scan`` for a histogram."""
     stored, counts = histogram.counted()
-    if stored.size < 2:
-        return False
-    values = volume.rescale.apply(stored)
-    low, high = values.min(), values.max()
-    foreground = values > low + _FOREGROUND * (high - low)
-    levels = window.levels(values)
-    limit = _MAX_AT_ONE_END * counts[foreground].sum()
-    return bool(
-        counts[foreground & (levels < 0.5)].sum() > limit or counts[foreground & (levels >= 254.5)].sum() > limit
-    )
+    return hides_scan(volume.rescale.apply(stored), to_gray(stored, window, modality=volume.rescale), counts)
 
 
 def _record(volume: Volume, index: int, window: Window) -> dict[str, Any]:
