@@ -37,6 +37,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from mri_edge.cli import run
 from mri_edge.errors import InputError, UsageError
 from mri_edge.inference.prediction import Failure
 from mri_edge.inference.preparing import decode_or_fail
@@ -380,6 +381,40 @@ def test_enhanced_objects_have_a_window_slope_and_position_for_each_frame(syntax
         assert np.abs(frame.pixels.astype(int) - frames[0].pixels).max() <= 1
     facts = list(dicom.slice_facts(save(dataset)))
     assert [fact.position for fact in facts] == [(0, 0, 0), (0, 0, 3), (0, 0, 6)]
+
+
+def _with_phases(window: bool) -> tuple[Dataset, np.ndarray]:
+    """An enhanced object of four magnitudes and, between them, four phase maps of higher values."""
+    magnitudes = np.stack([np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)] * 4)
+    dataset = _enhanced(np.stack([magnitudes, magnitudes + 50_000], axis=1).reshape(8, 64, 48), [1.0] * 8)
+    for index, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame_type = Dataset()
+        frame_type.FrameType = ["ORIGINAL", "PRIMARY", "MP"[index % 2], "NONE"]
+        groups.MRImageFrameTypeSequence = Sequence([frame_type])
+        if not window:
+            del groups.FrameVOILUTSequence
+    return dataset, magnitudes
+
+
+def test_inspect_says_that_phase_frames_of_an_enhanced_object_are_skipped(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset, _ = _with_phases(window=True)
+    path = tmp_path / "enhanced.dcm"
+    path.write_bytes(save(dataset))
+    assert [facts.refusal and facts.refusal.code for facts in dicom.slice_facts(path)] == [None, "map"] * 4
+    assert run(["inspect", str(path), "--json"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert [part["skipped"] and part["skipped"]["code"] for part in record["series"]] == [None, "map"]
+
+
+def test_phase_frames_are_no_part_of_the_percentiles() -> None:
+    dataset, magnitudes = _with_phases(window=False)
+    frames = [found.frame for found in decode_or_fail(save(dataset), ReadOptions()) if not isinstance(found, Failure)]
+    [alone] = read(make(magnitudes[0], WindowCenter=None, WindowWidth=None))
+    assert len(frames) == 4
+    for frame in frames:
+        assert frame.metadata["dicom"]["window"] == alone.metadata["dicom"]["window"]
 
 
 def test_frames_after_a_damaged_one_are_read() -> None:

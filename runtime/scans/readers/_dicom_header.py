@@ -181,19 +181,14 @@ def _check_purpose(opened: Opened, name: str, any_modality: bool) -> None:
     described = " ".join((*dicom.texts(header, dicom.SERIES_DESCRIPTION), *dicom.texts(header, dicom.PROTOCOL_NAME)))
     if _LOCALIZERS & set(values) or (mr and _LOCALIZER_WORDS.search(described.replace("_", " "))):
         raise refused(name, "a localizer", "localizer", "Leave it out: it only plans the scan")
-    if kind_of_map := _map_kind(values, dicom.text(header, dicom.COMPLEX_COMPONENT)):
-        raise refused(name, f"{kind_of_map}, not an image of the anatomy", "map", "Leave it out")
+    if refusal := map_refusal(values, name, dicom.text(header, dicom.COMPLEX_COMPONENT)):
+        raise refusal
 
 
-def check_frame_type(frame_type: tuple[str, ...], name: str) -> None:
-    """Refuse a frame of an enhanced object that is a map, as ``check`` does for a whole file."""
-    if kind_of_map := _map_kind(frame_type, ""):
-        raise refused(name, f"{kind_of_map}, not an image of the anatomy", "map", "Leave it out")
-
-
-def _map_kind(values: tuple[str, ...], component: str) -> str | None:
-    found = next((_MAPS[value] for value in values[2:] if value in _MAPS), None)
-    return found or _COMPONENTS.get(component.upper())
+def map_refusal(values: tuple[str, ...], name: str, component: str = "") -> InputError | None:
+    """Return the refusal of a map, by the Image Type of a file or the Frame Type of a frame, or None."""
+    found = next((_MAPS[value] for value in values[2:] if value in _MAPS), None) or _COMPONENTS.get(component.upper())
+    return refused(name, f"{found}, not an image of the anatomy", "map", "Leave it out") if found else None
 
 
 def _layout(opened: Opened, name: str, photometric: str) -> Layout:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, MutableSequence, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from mri_edge.scans.series import SliceFacts
 from . import _dicom_values as values
 from ._dicom_file import Opened, opened, quiet
 from ._dicom_frames import FrameHeaders, Geometry
-from ._dicom_header import MAX_FRAMES, Layout, check, check_frame_type, header_warnings, image_type, syntax_name
+from ._dicom_header import MAX_FRAMES, Layout, check, header_warnings, image_type, map_refusal, syntax_name
 from ._dicom_pixels import Stored, frame_decoder
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def slice_facts(source: Source | Dataset, options: ReadOptions) -> Iterator[Slic
         for index in range(frames):
             with quiet:
                 found = _facts(file, headers, headers.geometry(index), headers.window(index), index, frames)
-            yield replace(found, source=source_name(source) or "", refusal=refusal)
+            of_frame = map_refusal(found.image_type, name)
+            yield replace(found, source=source_name(source) or "", refusal=refusal or of_frame)
 
 
 def texts(source: Source | Dataset, tags: Collection[int]) -> dict[int, str]:
@@ -153,25 +154,34 @@ class _Windows:
         return self._percentiles
 
     def _sample(self) -> Iterator[_Sampled]:
-        """Yield at most 64 frames, evenly spread over the file."""
-        frames = self._layout.frames
-        for index in sorted({round(step) for step in np.linspace(0, frames - 1, min(frames, _MAX_SAMPLE))}):
+        """Yield at most 64 frames, evenly spread over the file, without those that are maps."""
+        for index in _spread(range(self._layout.frames)):
+            with quiet:
+                is_map = map_refusal(self._headers.frame_type(index), "") is not None
+                modality = self._headers.modality(index)
+            if is_map:
+                continue
             try:
                 stored = self._decode(index)
             except InputError:  # reported when its turn comes
                 continue
-            with quiet:
-                modality = self._headers.modality(index)
             yield stored, modality, self._layout.padding
+
+
+_Item = TypeVar("_Item")
+
+
+def _spread(items: Sequence[_Item]) -> list[_Item]:
+    """Return at most 64 of the items, evenly spread."""
+    steps = np.linspace(0, len(items) - 1, min(len(items), _MAX_SAMPLE))
+    return [items[index] for index in sorted({round(step) for step in steps})]
 
 
 def percentiles_over(paths: Sequence[str], options: ReadOptions) -> Window | None:
     """Return the window by percentiles over files of one frame each. See ``dicom.percentiles_over``."""
-    spread = sorted({round(step) for step in np.linspace(0, len(paths) - 1, min(len(paths), _MAX_SAMPLE))})
 
     def frames() -> Iterator[_Sampled]:
-        for number in spread:
-            path = paths[number]
+        for path in _spread(paths):
             try:
                 with opened(path, path) as file:
                     layout = check(file, path, any_modality=options.any_modality)
@@ -227,7 +237,8 @@ def _frame(
     name: str,
 ) -> Frame:
     with quiet:
-        check_frame_type(headers.frame_type(index), name)
+        if refusal := map_refusal(headers.frame_type(index), name):
+            raise refusal
         modality, geometry, in_file = headers.modality(index), headers.geometry(index), headers.window(index)
         found = _facts(file, headers, geometry, in_file, index, layout.frames)
     window = windows.of(in_file)
