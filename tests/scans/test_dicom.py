@@ -45,6 +45,7 @@ from mri_edge.scans import readers
 from mri_edge.scans.files import is_transient
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
+from mri_edge.scans.intensity import Window
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.readers import _dicom_file, _dicom_pixels, _dicom_values, dicom
 from mri_edge.scans.series import group
@@ -212,6 +213,17 @@ def test_window_functions(function: str) -> None:
 def test_the_first_of_several_windows() -> None:
     [frame] = read(make(WindowCenter=[450, 200], WindowWidth=[790, 443]))
     assert (frame.metadata["dicom"]["window"]["center"], frame.metadata["dicom"]["window"]["width"]) == (450, 790)
+
+
+@pytest.mark.parametrize("rest", ["", "\\", "\\none", "\\1e400", "\\1\\"])
+def test_values_after_the_first_one_need_not_be_numbers(rest: str) -> None:
+    dataset = make(WindowCenter=None, WindowWidth=None)
+    dataset.add_new(0x00281050, "LO", f"500{rest}")  # LO: pydicom refuses to write some of them as decimals
+    dataset.add_new(0x00281051, "LO", f"1000{rest}")
+    dataset.add_new(0x00280008, "LO", f"1{rest}")  # a whole number: how many frames
+    [frame] = read(dataset)
+    assert codes(frame) == []
+    assert frame.metadata["dicom"]["window"] == Window(500, 1000).to_dict()
 
 
 def test_bits_above_the_high_bit_are_dropped() -> None:

@@ -153,8 +153,8 @@ def text(header: Header, tag: int) -> str:
     return next(iter(texts(header, tag)), "")
 
 
-def numbers(header: Header, tag: int, *, signed: bool = False) -> tuple[float, ...]:
-    """Return the values of an element as numbers; empty if one of them is no number, or beyond 1e30.
+def numbers(header: Header, tag: int, *, signed: bool = False, most: int = _MAX_VALUES) -> tuple[float, ...]:
+    """Return the first ``most`` values of an element as numbers; empty if one of them is no number, or beyond 1e30.
 
     ``signed`` says that 16-bit values are signed where the file does not name their representation.
     """
@@ -165,11 +165,11 @@ def numbers(header: Header, tag: int, *, signed: bool = False) -> tuple[float, .
         if representation in _BINARY:
             kind = "i2" if signed and _VR.get(tag) == "US" and representation == "US" else _BINARY[representation]
             little = getattr(found, "is_little_endian", True)
-            count = min(len(value) // int(kind[1:]), _MAX_VALUES)
+            count = min(len(value) // int(kind[1:]), most)
             order = "<" if little else ">"
             return _plausible(tuple(map(float, struct.unpack_from(f"{order}{count}{_STRUCT[kind]}", value))))
     try:
-        values = tuple(float(part) for part in texts(header, tag))
+        values = tuple(float(part) for part in texts(header, tag)[:most])
     except ValueError:
         return ()
     return _plausible(values)
@@ -180,13 +180,13 @@ def _plausible(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def number(header: Header, tag: int) -> float | None:
-    """Return the first value of an element as a number, or None."""
-    return next(iter(numbers(header, tag)), None)
+    """Return the first value of an element as a number, or None. Others may be empty or no numbers."""
+    return next(iter(numbers(header, tag, most=1)), None)
 
 
 def whole(header: Header, tag: int, *, signed: bool = False) -> int | None:
     """Return the first value of an element if it is a whole number, or None."""
-    value = next(iter(numbers(header, tag, signed=signed)), None)
+    value = next(iter(numbers(header, tag, signed=signed, most=1)), None)
     return int(value) if value is not None and value == int(value) else None
 
 
