@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 
@@ -25,9 +25,8 @@ Vector = tuple[float, ...]
 _SAME_DIRECTION = 0.02  # largest difference of a direction cosine, about one degree
 _SAME_SPACING = 0.01  # proportion
 _SAME_ECHO_MS = 0.05
-_MAX_ECHO_MS = 1e9  # longer ones are compared with each other only
 _SAME_POSITION_MM = 0.02
-_MAX_MM = 1e9  # as _MAX_ECHO_MS
+_MAX_NUMBER = 1e30  # larger ones are compared with each other only
 _GAP = 1.5  # a distance of more than this many times the usual one is a gap
 _MAX_NAMED = 3  # files that a message names
 
@@ -147,18 +146,18 @@ def _split(members: list[SliceFacts]) -> list[Series]:
     """Return the parts of one series."""
     parts: list[list[SliceFacts]] = []
     copies: list[list[SliceFacts]] = []  # of the slices of each part
-    # By echo, because comparing each slice with each of thousands of parts takes minutes.
-    by_echo: dict[int | None, list[int]] = {}
+    # By these facts, because comparing each slice with each of thousands of parts takes minutes.
+    by_facts: dict[tuple[object, ...], list[int]] = {}
     for facts, copied in _without_copies(members):
-        step = None if facts.echo is None else _echo_step(facts.echo)
-        steps = (None,) if step is None else (step - 1, step, step + 1)
-        near = sorted(number for other in steps for number in by_echo.get(other, ()))
+        steps = _step(facts.echo, 2 * _SAME_ECHO_MS), _spacing_step(facts.spacing)
+        cells = product((facts.matrix,), (facts.image_type,), *map(_around, steps))
+        near = sorted(number for cell in cells for number in by_facts.get(cell, ()))
         part = next((number for number in near if _belong_together(parts[number][0], facts)), None)
         if part is None:
             part = len(parts)
             parts.append([])
             copies.append([])
-            by_echo.setdefault(step, []).append(part)
+            by_facts.setdefault((facts.matrix, facts.image_type, *steps), []).append(part)
         parts[part].append(facts)
         copies[part] += copied
     return [
@@ -170,14 +169,17 @@ def _split(members: list[SliceFacts]) -> list[Series]:
 def _without_copies(members: list[SliceFacts]) -> list[tuple[SliceFacts, list[SliceFacts]]]:
     """Return the slices, each with its copies."""
     kept: list[tuple[SliceFacts, list[SliceFacts]]] = []
-    # By position, because thousands of slices may share one identifier.
-    numbers: dict[tuple[tuple[str, int], int], list[int]] = {}
+    # By matrix and position, because thousands of slices may share one identifier.
+    by_identity: dict[tuple[str, int], dict[tuple[object, ...], list[int]]] = {}
     for facts in members:
-        identity, step = _identity(facts), _position_step(facts)
-        near = (number for other in (step - 1, step, step + 1) for number in numbers.get((identity, other), ()))
+        numbers = by_identity.setdefault(_identity(facts), {})
+        position = facts.position or () if _has_position(facts) else ()
+        steps = [_step(coordinate, 2 * _SAME_POSITION_MM) for coordinate in position]
+        cells = product((facts.matrix,), *map(_around, steps)) if numbers else ()
+        near = (number for cell in cells for number in numbers.get(cell, ()))
         same = next((number for number in near if _in_one_place(kept[number][0], facts)), None)
         if same is None:
-            numbers.setdefault((identity, step), []).append(len(kept))
+            numbers.setdefault((facts.matrix, *steps), []).append(len(kept))
             kept.append((facts, []))
             continue
         first, copies = kept[same]
@@ -191,21 +193,25 @@ def _identity(facts: SliceFacts) -> tuple[str, int]:
     return facts.instance or os.path.abspath(facts.source), facts.index
 
 
-def _position_step(facts: SliceFacts) -> int:
-    """Return a whole number that differs by at most 1 between positions that count as equal."""
-    total = sum(facts.position or ()) if _has_position(facts) else 0.0
-    return math.floor(max(-_MAX_MM, min(total, _MAX_MM)) / (4 * _SAME_POSITION_MM))
+def _step(number: float | None, size: float) -> int | None:
+    """Return a whole number that differs by at most 1 between numbers that differ by less than ``size``."""
+    return None if number is None else math.floor(max(-_MAX_NUMBER, min(number, _MAX_NUMBER)) / size)
+
+
+def _spacing_step(spacing: Vector | None) -> int | None:
+    """Return a whole number that differs by at most 1 between spacings that count as equal, or None."""
+    largest = max(spacing or (0,))
+    return _step(math.log(largest), 2 * _SAME_SPACING) if 0 < largest < math.inf else None
+
+
+def _around(step: int | None) -> tuple[int | None, ...]:
+    return (None,) if step is None else (step - 1, step, step + 1)
 
 
 def _in_one_place(first: SliceFacts, second: SliceFacts) -> bool:
     """Whether two slices agree in matrix and position, or have no position."""
     one, other = (facts.position if _has_position(facts) else None for facts in (first, second))
     return first.matrix == second.matrix and _near(one, other, _SAME_POSITION_MM)
-
-
-def _echo_step(echo: float) -> int:
-    """Return a whole number that differs by at most 1 between echoes that count as equal."""
-    return math.floor(max(-_MAX_ECHO_MS, min(echo, _MAX_ECHO_MS)) / (2 * _SAME_ECHO_MS))
 
 
 def _belong_together(first: SliceFacts, second: SliceFacts) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -62,6 +63,36 @@ def test_thousands_of_echoes_are_split_in_little_time() -> None:
     parts = group([*slices, *slices])
     assert time.process_time() - start < 5
     assert [codes(part) for part in parts] == [{"copies": 1}] * 4000
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        lambda n: {"instance": "1.1.1", "position": (1.0 * n, -1.0 * n, 0.0)},
+        lambda n: {"instance": "1.1.1", "position": (1.91 * n, 0.0, -1.0 * n)},
+        lambda n: {"instance": "1.1.1", "matrix": (n, 7)},
+        lambda n: {"instance": "1.1.1", "position": (0.0, 0.0, 1e9 + n)},
+        lambda n: {"matrix": (n, 7)},
+        lambda n: {"image_type": ("ORIGINAL", "PRIMARY", str(n))},
+        lambda n: {"spacing": (1.02**n, 1.0)},
+        lambda n: {"echo": 1e9 + n},
+    ],
+    ids=["plane", "tilted plane", "copies by matrix", "far away", "matrix", "image type", "spacing", "echo"],
+)
+def test_thousands_of_hostile_headers_are_grouped_in_little_time(facts: Callable[[int], dict[str, Any]]) -> None:
+    """Comparing every slice with every other one took 6 to 42 seconds."""
+    slices = [a_slice(number, **facts(number)) for number in range(4000)]
+    start = time.process_time()
+    found = group(slices)
+    assert time.process_time() - start < 3
+    assert sum(len(part.slices) for part in found) == 4000
+
+
+@pytest.mark.parametrize("spacing", [(0.9, 0.9), (0.001, 10.0), (1e-30, 1e30)])
+@pytest.mark.parametrize("factor", [0.991, 1.0, 1.009])
+def test_spacings_are_compared_with_a_tolerance(spacing: tuple[float, float], factor: float) -> None:
+    other = (spacing[0] * factor, spacing[1] * factor)
+    assert len(group([a_slice(0, spacing=spacing), a_slice(1, spacing=other)])) == 1
 
 
 @pytest.mark.parametrize(("echo", "other", "parts"), [(20.0, 20.04, 1), (19.99, 20.02, 1), (20.0, 20.1, 2)])
