@@ -224,7 +224,10 @@ def test_unreadable_scan_raises_input_error(classifier):
 
 @pytest.mark.parametrize("source", [None, 7, io.BytesIO(b"x"), ["a.png"]], ids=lambda value: type(value).__name__)
 def test_the_message_names_an_unsupported_type_of_source(classifier, picture, source):
-    words = f"a path, the bytes of a file, a Pillow image or a numpy array. Received: {type(source).__name__}"
+    words = (
+        "a path, the bytes of a file, a Pillow image, a numpy array or a pydicom.Dataset. "
+        f"Received: {type(source).__name__}"
+    )
     with pytest.raises(InputError, match=words):
         classifier.predict(source)
     assert [type(result) for result in classifier.predict_batches([source, picture])] == [Failure, Prediction]

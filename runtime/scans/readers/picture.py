@@ -139,7 +139,7 @@ def _decode(source: Source) -> tuple[Pixels, bool]:
         return _from_file(io.BytesIO(source), _display_name(source), len(source))
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            "a scan must be a path, the bytes of a file, a Pillow image or a numpy array. "
+            "a scan must be a path, the bytes of a file, a Pillow image, a numpy array or a pydicom.Dataset. "
             f"Received: {type(source).__name__}"
         )
     path = os.fspath(source)  # messages contain the path as the caller typed it
