@@ -60,7 +60,12 @@ def expand(
                     hint = "Pass a scan by its path; '-' reads one path per line"
                     yield InputError(f"-: standard input holds {what}, not paths", hint, source=argument)
                     break
-                if line and line != "-":
+                if line == "-":
+                    hint = "Pass a file of this name as ./-"
+                    yield InputError(
+                        "-: a line of standard input is '-', which is standard input itself", hint, source=line
+                    )
+                elif line:
                     yield from expand([line], recursive=recursive, notify=notify, also=also)
         elif "\0" in argument:
             yield argument  # not a path, and glob would fail on it

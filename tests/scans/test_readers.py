@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 import sys
 from pathlib import Path
@@ -122,6 +123,14 @@ def test_any_depth_in_a_pattern_follows_no_links_to_folders(tmp_path: Path) -> N
         pattern = f"{tmp_path}/{named}/**/*.jpg"
         assert list(expand([pattern], notify=messages.append)) == [f"{tmp_path}/{named}/a/scan.jpg"]
         assert messages.pop() == f"{pattern}: 3 files skipped: link to a folder (up, root, other)"
+
+
+def test_a_dash_on_standard_input_is_an_error_and_the_other_lines_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a.jpg\n-\n\nb.jpg\n")))
+    first, error, last = expand(["-"])
+    assert (first, last) == ("a.jpg", "b.jpg")
+    assert isinstance(error, InputError)
+    assert (error.source, error.hint) == ("-", "Pass a file of this name as ./-")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
