@@ -299,11 +299,6 @@ class Histogram:
         total[lowest - start :][: len(counts)] += counts
         self._low, self._counts = float(start), total
 
-    @property
-    def total(self) -> int:
-        """The number of values that were counted."""
-        return int(self._counts.sum())
-
     def counted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return the stored values that occur, in ascending order, and how often each does."""
         occurring = np.flatnonzero(self._counts)

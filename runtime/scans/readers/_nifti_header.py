@@ -83,11 +83,6 @@ class Volume:
         return self.shape[self.axis]
 
     @property
-    def voxels(self) -> int:
-        """The number of voxels."""
-        return math.prod(self.shape)
-
-    @property
     def bytes_per_plane(self) -> int:
         """Stored bytes of the voxels that share an index along the last axis."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
