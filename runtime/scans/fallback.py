@@ -16,7 +16,7 @@ def options_for(series: Series, options: ReadOptions) -> ReadOptions:
     """
     several = len(series.slices) > 1 and all(facts.kind == "dicom" and facts.count == 1 for facts in series.slices)
     missing = options.window == "auto" or (
-        options.window == "file" and any(facts.window is None for facts in series.slices)
+        options.window == "file" and any(facts.window is None and not facts.has_table for facts in series.slices)
     )
     if not several or not missing or options.fallback is not None:
         return options

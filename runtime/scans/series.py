@@ -59,6 +59,8 @@ class SliceFacts:
         How the pixels are stored, for people: "JPEG 2000".
     window
         Center and width of the first window, or None.
+    has_table
+        Whether a table of the file gives the gray levels, in place of a window.
     refusal
         Why the reader will refuse this frame, or None.
     """
@@ -78,6 +80,7 @@ class SliceFacts:
     image_type: tuple[str, ...] = ()
     syntax: str | None = None
     window: tuple[float, float] | None = None
+    has_table: bool = False
     refusal: InputError | None = field(default=None, compare=False)
 
 

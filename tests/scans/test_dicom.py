@@ -42,6 +42,7 @@ from mri_edge.errors import InputError, UsageError
 from mri_edge.inference.prediction import Failure
 from mri_edge.inference.preparing import decode_or_fail
 from mri_edge.scans import readers
+from mri_edge.scans.fallback import options_for
 from mri_edge.scans.files import is_transient
 from mri_edge.scans.frame import Frame
 from mri_edge.scans.geometry import radiological_view
@@ -451,6 +452,20 @@ def test_percentiles_are_those_of_the_whole_file() -> None:
     frames = read(make(pixels, WindowCenter=None, WindowWidth=None))
     assert len({str(frame.metadata["dicom"]["window"]) for frame in frames}) == 1
     assert [int(frame.pixels.max()) for frame in frames] == [0, 128, 255]
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_a_series_whose_files_have_tables_needs_no_percentiles(has_table: bool, tmp_path: Path) -> None:
+    item = Dataset()
+    item.add_new(0x00283002, "US", [3, 1, 16])
+    item.add_new(0x00283006, "US", [0, 32767, 65535])
+    for index in range(2):
+        dataset = make(WindowCenter=None, WindowWidth=None, SOPInstanceUID=f"1.2.{index}")
+        if has_table:
+            dataset.VOILUTSequence = Sequence([item])
+        (tmp_path / f"{index}.dcm").write_bytes(save(dataset))
+    [series] = group(facts for path in tmp_path.iterdir() for facts in dicom.slice_facts(path))
+    assert (options_for(series, ReadOptions()).fallback is None) == has_table
 
 
 def test_percentiles_over_a_series_take_the_bits_and_the_padding_of_each_file(tmp_path: Path) -> None:

@@ -329,4 +329,5 @@ def _facts(
         headers.frame_type(index) or image_type(header),
         syntax_name(file.syntax),
         (window.center, window.width) if isinstance(window, Window) else None,
+        isinstance(window, LookupTable),
     )
