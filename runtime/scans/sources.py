@@ -155,7 +155,7 @@ def _scans_in(folder: str, recursive: bool, skipped: SkippedFiles, also: tuple[s
             else:
                 pending += _reversed_entries(entry.path)
         elif entry.name.startswith("."):
-            skipped.add(entry.path, "hidden")
+            skipped.add(entry.path, kind_of(entry.name, b""))
         elif not _is_file(entry) and (kind := special_file_kind(entry.path)):
             skipped.add(entry.path, kind)
         else:
@@ -262,6 +262,8 @@ class SkippedFiles:
 
 def kind_of(name: str, head: bytes) -> str:
     """Return the kind of a file that no reader recognizes, from its name and its first bytes."""
+    if name.startswith("."):
+        return "hidden"
     if head[128:132] == b"DICM":  # PS3.10 7.1; the reader recognizes all others
         return "DICOMDIR"
     return printable(Path(name).suffix) or "no suffix"

@@ -100,7 +100,7 @@ def test_members_of_zip_and_tar_are_read_as_the_files_themselves(study, tmp_path
 
 
 SCANS = ("a.jpg", "IM0001", "1.2.840.113619.2.1", "MR.1.2.840.113619.2.1")  # the last as storescp of DCMTK names it
-NO_SCANS = ("report.txt", "notes.1", "DICOMDIR", ".hidden")
+NO_SCANS = ("report.txt", "notes.1", "DICOMDIR", "._a.jpg")
 
 
 def in_a_container(kind: str, folder: Path, names: tuple[str, ...]) -> str:
@@ -122,6 +122,7 @@ def test_files_elsewhere_that_are_no_scans_are_counted(kind, tmp_path):
     (message,) = messages
     assert ": 4 files skipped: " in message
     assert "1 .txt (report.txt)" in message
+    assert "1 hidden (._a.jpg)" in message
     (failure,) = units_of(in_a_container(kind, tmp_path / "none", NO_SCANS))
     assert failure.error["code"] == "missing"
     assert "4 files skipped: " in failure.error["hint"]
