@@ -268,6 +268,8 @@ def is_too_long(name: str) -> bool:
 def hashed_name(name: str, sha256: str) -> str:
     """Insert the first 12 digits of a hash into a scan's name, shortened if needed: ``a.0123456789ab.png``."""
     stem, suffix = Path(name).stem, Path(name).suffix
+    if len(os.fsencode(suffix)) > _MAX_NAME_BYTES // 2:  # it would leave no space for the stem and the hash
+        stem, suffix = name, ""
     return f"{_cut(stem, _MAX_NAME_BYTES - 13 - len(os.fsencode(suffix)))}.{sha256[:12]}{suffix}"
 
 

@@ -99,7 +99,7 @@ def test_a_foreign_file_is_not_overwritten(tiny_bundle, tmp_path, capfd, content
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode without control characters")
-@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "ü" * 120 + ".jpg", "a\nb.jpg", "\udce9.jpg"])
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "ü" * 120 + ".jpg", "a\nb.jpg", "\udce9.jpg", "x." + "y" * 253])
 def test_odd_names(tiny_bundle, tmp_path, capfd, name):
     scan = tmp_path / name
     scan.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())

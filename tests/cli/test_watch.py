@@ -314,7 +314,7 @@ def test_files_of_others_in_the_way_are_never_overwritten(places, capfd):
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode without control characters")
-@pytest.mark.parametrize("name", ["Schädel.png", "a\ndone b.png", "\udce9.png", "x" * 251 + ".png"])
+@pytest.mark.parametrize("name", ["Schädel.png", "a\ndone b.png", "\udce9.png", "x" * 251 + ".png", "x." + "y" * 253])
 def test_odd_names(places, capfd, name):
     digest = sha256_of(places.scan(name))
     assert places.once() == 0

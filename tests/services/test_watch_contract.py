@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mri_edge.errors import InputError, MriEdgeError, OutputError, UsageError
+from mri_edge.inference.prediction import hashed_name
 from mri_edge.services.in_progress import IN_PROGRESS, InProgress
 from mri_edge.services.watch.arrivals import TEMPORARY, Arrivals, claimed, stamp_of
 from mri_edge.services.watch.outbox import Outbox
@@ -352,6 +353,18 @@ def test_a_long_name_is_cut_so_that_suffixes_can_be_added(outbox, incoming, lett
     outbox.move(path, kept, failed=True)
     assert (outbox.failed / kept).read_text() == "y"
     assert (outbox.heatmaps / f"{kept}.png").read_bytes() == b"picture"
+
+
+@pytest.mark.parametrize("suffix", ["s" * 100, "s" * 186, "s" * 187, "s" * 250, "ü" * 125])
+def test_a_suffix_may_be_as_long_as_a_name(outbox, incoming, suffix):
+    name = f"n.{suffix}"
+    path, sha256 = scan(incoming, name)
+    kept = hashed_name(name, sha256)
+    assert len(kept.encode()) <= 200
+    assert kept.startswith("n.")
+    assert sha256[:12] in kept
+    outbox.write(kept, {"sha256": sha256})
+    outbox.move(path, kept, failed=True)
 
 
 def test_a_result_is_readable_json_that_ends_a_line(outbox):
