@@ -349,7 +349,8 @@ def _find(model: str | os.PathLike[str]) -> Path:
             _log.warning("%s: using the embedded model. The bundle in the current folder is ./%s", model, model)
         return EMBEDDED / folder.name
     if os.path.isdir(folder) or os.path.isfile(folder):
-        return folder
+        # Path removes the "./" before the name of an embedded model, and the bundle may be opened again by this path.
+        return folder.absolute() if _is_embedded(folder) else folder
     raise BundleError(f"{model}: no such bundle folder", _embedded_hint())
 
 

@@ -327,7 +327,9 @@ def test_an_embedded_model_takes_precedence_over_a_folder_of_its_name(
     assert caplog.text == ""
     assert Bundle.open().manifest.name == "lite"
     assert "using the embedded model. The bundle in the current folder is ./lite" in caplog.text
-    assert Bundle.open("./lite").manifest.name == "tiny"
+    here = Bundle.open("./lite")
+    assert here.manifest.name == "tiny"
+    assert Bundle.open(here.folder).manifest.name == "tiny"
 
 
 def test_artifact_by_its_long_and_short_name(tiny_bundle: Path) -> None:

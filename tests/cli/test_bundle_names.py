@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mri_edge import Classifier
 from mri_edge.authoring.packing import pack
+from mri_edge.authoring.writer import new_bundle
 from mri_edge.benchmarking import tuning
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.bundles.manifest import Artifact, Manifest
 from mri_edge.cli import run
 from mri_edge.engines import engine_file
 from mri_edge.errors import BundleError, SignatureError, UsageError
@@ -66,6 +69,19 @@ def test_a_packed_bundle_answers_as_the_folder_does(tiny_bundle: Path, tmp_path:
             answers.append(classifier.predict(SCAN))
     assert answers[0].probabilities == answers[1].probabilities
     assert answers[0].model == answers[1].model
+
+
+@pytest.mark.parametrize("command", ["bench", "bench by option", "tune", "tune by option", "doctor"])
+def test_a_folder_named_like_a_model_of_the_package_is_measured(
+    command: str, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact, capfd
+) -> None:
+    """Commands that measure open the bundle in another process, which gets its path."""
+    with new_bundle(Path("lite"), tiny_manifest) as writer:  # its artifact is not in the model of the package
+        writer.path("model.tiny.onnx").write_bytes(tiny_onnx.read_bytes())
+        writer.add_artifact(replace(tiny_artifact, file="model.tiny.onnx"))
+    words = {**READERS, "doctor": ["doctor", "--json", "--model", "{}"]}[command]
+    assert run([word.format("./lite") for word in words]) == 0, capfd.readouterr().err
+    assert "no artifact 'model" not in capfd.readouterr().out
 
 
 def test_a_packed_bundle_is_not_written_into(packed: Path, capfd) -> None:
