@@ -536,7 +536,7 @@ def _study(series: Sequence[SeriesPrediction]) -> StudyPrediction:
     first = series[0]
     scored = [member for member in series if member.score is not None]
     score = study_score([member.score for member in scored if member.score is not None])
-    answers = [result for member in scored for result in member.slices if isinstance(result, Prediction)]
+    answers = [result for member in scored for result in member.slices if counts(result)]
     label = None if score is None else _label(score, first.threshold, answers, first.ran.manifest)
     return StudyPrediction(first.series.study, tuple(series), label, score, first.threshold, first.ran)
 

@@ -13,7 +13,7 @@ from mri_edge import Classifier, Failure, Prediction, ResultWarning, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import SeriesRule
 from mri_edge.errors import InputError
-from mri_edge.inference.series import SeriesPrediction, combine, combine_studies, plan, what_ran
+from mri_edge.inference.series import SeriesPrediction, StudyPrediction, combine, combine_studies, plan, what_ran
 from mri_edge.scans.headers import slice_facts
 from mri_edge.testing import FakeEngine
 
@@ -154,6 +154,23 @@ def test_blank_slices_keep_their_answers_but_do_not_count(classifier: Classifier
     assert levels(result)[:3] == [200, 200, 200]
     assert (result.label, result.window) == ("no", (3, 5))
     assert "3 of 6 slices: blank, or nearly so (they do not count)" in map(str, result.warnings)
+
+
+def test_blank_slices_do_not_give_a_study_its_label(classifier: Classifier, write_slices: Write) -> None:
+    planned = plan(slice_facts([str(write_slices("v.slices", *[10] * 10, series="1"))]))
+    manifest = replace(classifier.bundle.manifest, labels=("healthy", "meningioma", "yes"), positive=2)
+    ran = replace(what_ran(classifier), manifest=manifest)
+    blank = ResultWarning("blank", "blank, or nearly so")
+    results = [
+        replace(result, label="healthy", warnings=(blank,)) if result.index < 6 else replace(result, label="meningioma")
+        for result in classifier.predict_batches(planned.sources)
+        if isinstance(result, Prediction)
+    ]
+    (series,) = combine(planned, results, ran)
+    (study,) = combine_studies([series], planned)
+    assert isinstance(series, SeriesPrediction)
+    assert isinstance(study, StudyPrediction)
+    assert study.label == series.label == "meningioma"
 
 
 def test_a_frame_that_the_reader_leaves_out_is_a_failure(classifier: Classifier, write_slices: Write) -> None:
