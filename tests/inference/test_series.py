@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mri_edge import Classifier, Failure, Prediction, ResultWarning, UsageError
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import SeriesRule
 from mri_edge.errors import InputError
+from mri_edge.inference.heatmap.curve import draw_curve
 from mri_edge.inference.series import SeriesPrediction, StudyPrediction, combine, combine_studies, plan, what_ran
 from mri_edge.scans.headers import slice_facts
 from mri_edge.testing import FakeEngine
@@ -232,6 +235,22 @@ def test_the_rule_of_the_bundle_decides(tiny_bundle: Path, write_slices: Write) 
     assert (low.label, high.label) == ("no", "yes")
     assert low.to_dict()["rule"]["calibration"] == "200 patients"
     assert [piece.label for piece in low.slices] == ["no", "yes", "no"]
+
+
+@pytest.mark.parametrize("of_slices", [None, 0.9])
+def test_the_curve_shows_the_threshold_of_the_series(
+    classifier: Classifier, write_slices: Write, of_slices: float | None
+) -> None:
+    (result,) = answers(classifier, a_series(write_slices, 10, 20, 200, 180, 190, 30))
+
+    def plot(series: SeriesPrediction) -> bytes:
+        with Image.open(io.BytesIO(draw_curve(series))) as page:
+            return page.crop((0, 0, page.width, 300)).tobytes()  # below is the title of the model
+
+    manifest = replace(classifier.bundle.manifest, threshold=of_slices)
+    other = replace(result, ran=replace(result.ran, manifest=manifest))
+    assert plot(other) == plot(result)
+    assert plot(replace(result, threshold=None)) != plot(result)
 
 
 def test_a_model_without_a_threshold_answers_above_one_half(classifier: Classifier, write_slices: Write) -> None:

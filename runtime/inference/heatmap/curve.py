@@ -121,8 +121,8 @@ def _plot(result: SeriesPrediction) -> Image.Image:
         edges = axes.x(places[result.window[0]]) - half, axes.x(places[result.window[1]]) + half
         pen.rectangle((edges[0], axes.top, edges[1], axes.bottom), fill=_WINDOW)
     _draw_frame(pen, axes, _title(result, in_mm))
-    if result.ran.manifest.threshold is not None:
-        _draw_threshold(pen, axes, result.ran.manifest.threshold)
+    if result.threshold is not None:
+        _draw_threshold(pen, axes, result.threshold)
     _draw_line(pen, axes, places, result)
     _draw_points(pen, axes, places, result)
     return image
