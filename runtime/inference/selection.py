@@ -132,7 +132,7 @@ def select(bundle: Bundle, run: RunOptions | None = None, *, tuned: bool = True)
 
 def _untuned(artifact: Artifact, engine: EngineFile, threads: int | None, reason: str) -> Selection:
     if artifact.size_bytes <= TINY:
-        return Selection(artifact, engine.NAME, threads or 1, _TINY_BATCH, reason)
+        return Selection(artifact, engine.NAME, 1 if threads is None else threads, _TINY_BATCH, reason)
     return Selection(artifact, engine.NAME, threads, DEFAULT_BATCH, reason)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mri_edge import Classifier
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import Parity
 from mri_edge.device.cpu import available_cpus
@@ -112,6 +113,14 @@ def test_a_tiny_network_runs_on_one_thread_in_large_batches(bundle):
         (select(replace(bundle, manifest=replace(bundle.manifest, artifacts=(large,)))), None, 8),
     ):
         assert (chosen.threads, chosen.batch) == (threads, batch)
+
+
+@pytest.mark.parametrize("threads", [-1, 0])
+@pytest.mark.parametrize("tiny", [selection.TINY, 0], ids=["a tiny network", "a larger one"])
+def test_fewer_threads_than_one_are_refused(tiny_bundle, monkeypatch, tiny, threads):
+    monkeypatch.setattr(selection, "TINY", tiny)
+    with pytest.raises(UsageError, match=f"threads must be at least 1. Received: {threads}"):
+        Classifier.load(tiny_bundle, threads=threads)
 
 
 def test_rule_passes_over_an_artifact_that_failed_its_gate(bundle, monkeypatch):
