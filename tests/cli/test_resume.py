@@ -175,6 +175,27 @@ def test_failed_scans_are_tried_again_and_a_scan_named_twice_has_one_line(tiny_b
     assert [("label" in row, row["file"]) for row in lines_of(journal)][2:] == [(True, str(late))]
 
 
+@pytest.mark.parametrize("by", ["slice", "series"])
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [([], ""), (["--heatmap", "why"], "heatmap"), (["--dicom-out", "out"], "DICOM file")],
+    ids=["nothing", "heatmap", "DICOM"],
+)
+def test_files_that_earlier_results_do_not_get_are_named(tmp_path, monkeypatch, capfd, by, options, files):
+    if "--dicom-out" in options:
+        pytest.importorskip("highdicom", reason="needs the extra dicom-out")
+    monkeypatch.chdir(tmp_path)
+    scan = Path(__file__).parents[2] / "examples" / "phantom-1.jpg"
+    command = ["predict", str(scan), "--model", "small", "--by", by, "--resume", "out.jsonl"]
+    assert run(command) == 0
+    capfd.readouterr()
+    assert run([*command, *options]) == 0
+    message = capfd.readouterr().err
+    assert " has a result already" in message
+    assert (f"Earlier results get no {files}: name a new file in --resume" in message) == bool(files)
+    assert not Path("why").exists()
+
+
 def test_a_second_run_on_a_journal_is_refused_and_removes_nothing(tiny_bundle, many, tmp_path, capfd):
     journal = tmp_path / "out.jsonl"
     with Journal(journal, "tiny 1") as first:

@@ -78,7 +78,7 @@ def classify(
                 journal.write(result)
             if journal.skipped:
                 have = "scan has" if journal.skipped == 1 else "scans have"
-                notify(f"{journal.skipped} {have} a result already")
+                notify(f"{journal.skipped} {have} a result already{left_out(heatmap, dicom)}")
         else:
             for line in FORMS[output_form(form, identified)](results, classifier):
                 print_line(line, form, flush=streamed or counter.results % (batch or classifier.batch_size) == 0)
@@ -89,6 +89,12 @@ def classify(
         if dicom:
             dicom.report()
     return 1 if counter.failed or (dicom and dicom.failed) or (identification and identification.failed) else 0
+
+
+def left_out(heatmap: Path | None, dicom: DicomOutput | None) -> str:
+    """Return the end of the message about earlier results: which of the requested files they do not get."""
+    files = ["heatmap"] * (heatmap is not None) + ["DICOM file"] * (dicom is not None)
+    return f". Earlier results get no {' or '.join(files)}: name a new file in --resume to make them" if files else ""
 
 
 def new_identification() -> Identification:

@@ -32,6 +32,7 @@ from .classify import (
     Counter,
     explain_how_to_continue,
     flush_stdout,
+    left_out,
     new_identification,
     notify,
     output_form,
@@ -76,7 +77,8 @@ def classify_series(
             number = len(planned.series)
             planned = planned.without(journal.has, by, rule_of(manifest))
             if done := number - len(planned.series):
-                notify(f"{done} series {'has' if done == 1 else 'have'} a result already")
+                have = "has" if done == 1 else "have"
+                notify(f"{done} series {have} a result already{left_out(heatmap, dicom)}")
         _report(planned)
         slices = sum(len(series.slices) for series in planned.taken)
         predictions = Counter(classify_slices(planned, classifier, batch_size=batch))
