@@ -30,7 +30,7 @@ from mri_edge.scans.options import ReadOptions
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import HOT_SPOT, Failure, Latency, Prediction, decide, recalibrated
-from .preparing import Prepared, batched, decode_or_fail, prepare, prepare_sources
+from .preparing import Decoded, Prepared, batched, decode_or_fail, prepare, prepare_sources
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 if TYPE_CHECKING:
@@ -198,11 +198,12 @@ class Classifier:
         UsageError
             The classifier is closed.
         """
-        predictions = self.predict_frames(source, explain=explain, keep_pixels=keep_pixels)
-        prediction = next(predictions, None)
-        if prediction is None or prediction.frames != 1:
-            raise not_one_frame(source, prediction.frames if prediction else 0, "Use predict_frames")
-        return prediction
+        decoded = next(decode_or_fail(source, self.reading), None)
+        if isinstance(decoded, Failure):
+            raise decoded.error
+        if decoded is None or decoded.frame.count != 1:
+            raise not_one_frame(source, decoded.frame.count if decoded else 0, "Use predict_frames")
+        return self._predict(decoded, explain=explain, keep_pixels=keep_pixels)
 
     def predict_frames(
         self,
@@ -225,11 +226,7 @@ class Classifier:
                 raise decoded.error
             if indexes is not None and decoded.frame.index not in indexes:
                 continue
-            try:
-                prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
-            except MemoryError as error:
-                raise out_of_memory(decoded.frame.source or "scan") from error
-            yield from self._infer(prepared, explain=explain)
+            yield self._predict(decoded, explain=explain, keep_pixels=keep_pixels)
 
     def predict_batches(
         self,
@@ -411,6 +408,13 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _predict(self, decoded: Decoded, *, explain: bool, keep_pixels: bool) -> Prediction:
+        try:
+            prepared = prepare([decoded], self.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
+        except MemoryError as error:
+            raise out_of_memory(decoded.frame.source or "scan") from error
+        return next(self._infer(prepared, explain=explain))
 
     def _answer(
         self, prepared: Sequence[Prepared | Failure], batch_size: int, explain: bool

@@ -233,6 +233,12 @@ def test_the_message_names_an_unsupported_type_of_source(classifier, picture, so
     assert [type(result) for result in classifier.predict_batches([source, picture])] == [Failure, Prediction]
 
 
+def test_a_scan_of_several_frames_is_refused_before_the_model_runs(classifier, write_slices, monkeypatch):
+    monkeypatch.setattr(classifier.engine, "run_outputs", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=r"holds 3 frames, one is needed. Use predict_frames"):
+        classifier.predict(write_slices("v.slices", 10, 20, 30), explain=True)
+
+
 @pytest.mark.parametrize("sources", ["in", b"in", Path("in")], ids=lambda value: type(value).__name__)
 def test_predict_batches_refuses_a_single_scan(classifier, sources):
     with pytest.raises(UsageError, match=r"takes many scans. Received: .*in"):
