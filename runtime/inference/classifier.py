@@ -270,10 +270,9 @@ class Classifier:
 
         An exception from ``sources`` is raised after the results of the scans before it.
         """
-        if isinstance(sources, str | bytes | os.PathLike):
-            raise UsageError(
-                f"predict_batches takes many scans. Received: {sources!r:.60}", "Pass [scan], or call predict"
-            )
+        if _is_one_scan(sources):
+            received = f"array of shape {sources.shape}" if isinstance(sources, np.ndarray) else f"{sources!r:.60}"
+            raise UsageError(f"predict_batches takes many scans. Received: {received}", "Pass [scan], or call predict")
         batch_size = self.batch_size if batch_size is None else batch_size
         workers = available_cpus() if workers is None else workers
         if batch_size < 1 or workers < 1:
@@ -557,6 +556,15 @@ class Classifier:
 
 def _closed() -> UsageError:
     return UsageError("this classifier is closed", "Load it again")
+
+
+def _is_one_scan(sources: object) -> bool:
+    """Return whether these are one scan. An array of more dimensions than a picture has is many pictures."""
+    if isinstance(sources, np.ndarray):
+        return sources.ndim == 2 or (sources.ndim == 3 and sources.shape[2] in (1, 3, 4))
+    from PIL import Image
+
+    return isinstance(sources, str | bytes | os.PathLike | Image.Image)
 
 
 def _series_path(source: object) -> str:

@@ -245,6 +245,21 @@ def test_predict_batches_refuses_a_single_scan(classifier, sources):
         classifier.predict_batches(sources)
 
 
+@pytest.mark.parametrize("shape", [(200, 190), (200, 190, 1), (200, 190, 3), (200, 190, 4)])
+def test_predict_batches_refuses_a_single_picture(classifier, shape):
+    pixels = np.zeros(shape, np.uint8)
+    with pytest.raises(UsageError, match=re.escape(f"takes many scans. Received: array of shape {shape}. Pass [scan]")):
+        classifier.predict_batches(pixels)
+    with pytest.raises(UsageError, match=r"takes many scans. Received: <PIL.Image.Image"):
+        classifier.predict_batches(Image.fromarray(pixels.squeeze()))
+
+
+def test_an_array_may_hold_many_pictures(classifier):
+    for shape in ((3, 200, 190), (3, 200, 190, 3)):
+        results = list(classifier.predict_batches(np.zeros(shape, np.uint8)))
+        assert [type(result) for result in results] == [Prediction] * 3
+
+
 @pytest.mark.parametrize("options", [{"batch_size": -1}, {"batch_size": 0}, {"workers": -1}])
 def test_batch_size_and_workers_are_checked_at_the_call(classifier, picture, options):
     with pytest.raises(UsageError, match="at least 1"):
