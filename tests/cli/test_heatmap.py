@@ -83,6 +83,17 @@ def test_two_scans_never_share_a_picture(tiny_bundle, tmp_path, monkeypatch, cap
     assert [f"../{path}" for path in again] == [drawn[1], drawn[0]]
 
 
+@pytest.mark.parametrize("by", ["slice", "series"])
+def test_a_frame_and_a_file_of_its_name_share_no_picture(tiny_bundle, write_slices, tmp_path, capfd, by):
+    volume, alike = write_slices("v.slices", 100, 200), tmp_path / "v.slices-1"
+    alike.write_bytes((EXAMPLES / "phantom-1.jpg").read_bytes())
+    command = ["predict", str(volume), str(alike), "--by", by, "--heatmap", str(tmp_path / "why"), "--json"]
+    assert run([*command, "--model", str(tiny_bundle)]) == 0
+    records = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    pieces = [piece for record in records for piece in record.get("slices", [record])]
+    assert len({piece["heatmap"] for piece in pieces}) == len(pieces) == 3
+
+
 @pytest.mark.parametrize("content", [b"my notes", None], ids=["a file", "a picture"])
 def test_a_foreign_file_is_not_overwritten(tiny_bundle, tmp_path, capfd, content):
     scan, mine = tmp_path / "x.jpg", tmp_path / "x.jpg.png"

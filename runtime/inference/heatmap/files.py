@@ -40,13 +40,23 @@ def draw_each(
         ):
             make_folder(folder)
             name = frame_name(Path(result.source).name, result.index, result.frames)
-            path = frame_name(os.path.abspath(result.source), result.index, result.frames)
-            scan = hashlib.sha256(os.fsencode(path)).hexdigest()
+            scan = hash_of(frame_key(result.source, result.index, result.frames))
             target = target_file(folder, name, scan)
             atomic_write(target, draw(result.pixels, result.heatmap, result, score, scan=scan))
             yield replace(result, heatmap_file=os.fspath(target))
         else:
             yield result
+
+
+def frame_key(source: str, index: int, frames: int) -> str:
+    """Return the text that identifies one frame of all files: no path contains the null character."""
+    path = os.path.abspath(source)
+    return path if frames == 1 else f"{path}\0{index}"
+
+
+def hash_of(key: str) -> str:
+    """Return the hash of a text that may contain any path."""
+    return hashlib.sha256(os.fsencode(key)).hexdigest()
 
 
 def target_file(folder: Path, name: str, scan: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,7 +16,7 @@ from mri_edge.scans.fallback import options_for
 from mri_edge.storage.atomic import atomic_write, make_folder
 
 from .curve import draw_curve
-from .files import draw_each, target_file
+from .files import draw_each, frame_key, hash_of, target_file
 
 MOST_HEATMAPS = 3
 """Heatmaps of a series. Each takes about 140 runs of the model, and neighboring slices look alike."""
@@ -83,8 +82,7 @@ def _with_heatmaps(
 def _write_curve(result: SeriesPrediction, folder: Path) -> Path:
     facts = result.series.first
     name = frame_name(Path(facts.source).name, facts.index, facts.count)
-    path = frame_name(os.path.abspath(facts.source), facts.index, facts.count)
-    scan = hashlib.sha256(os.fsencode(f"curve of {path}")).hexdigest()
+    scan = hash_of(f"curve of {frame_key(facts.source, facts.index, facts.count)}")
     target = target_file(folder, f"{name}.curve", scan)
     atomic_write(target, draw_curve(result, scan=scan))
     return target
