@@ -10,8 +10,9 @@ import click
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.decode import to_plain
-from mri_edge.errors import OutputError, UsageError, printable
+from mri_edge.errors import UsageError, printable
 from mri_edge.inference.prediction import stdout_json
+from mri_edge.storage.atomic import atomic_write, check_can_write
 
 from .options import PROVIDER, REQUIRE_SIGNATURE, bundle_argument, run_options
 from .output import table
@@ -120,8 +121,8 @@ def bench(
 
     if fail_above is not None and earlier is None:
         raise UsageError("--fail-above needs a benchmark to compare with", "Add --compare OLD.json")
-    if dashboard and not dashboard.parent.is_dir():
-        raise OutputError(f"{printable(str(dashboard))}: its folder does not exist", "Name another file")
+    if dashboard:
+        check_can_write(dashboard)
     before = read_report(earlier) if earlier else None
     limit = 1 + (_FAIL_ABOVE if fail_above is None else fail_above) / 100
     bundle = Bundle.open(model, signed_by=signed_by)
@@ -151,21 +152,20 @@ def bench(
         repeat=slower,
     )
     comparison = compare(before, report, limit) if before else None
-    if dashboard:
-        _write_dashboard(dashboard, report)
     if as_json:
         compared = {"comparison": to_plain(comparison)} if comparison else {}
         click.echo(stdout_json(report.to_dict() | compared, indent=1))
     else:
         for line in [*_lines(report), *(_comparison_lines(comparison) if comparison else ())]:
             click.echo(line)
+    if dashboard:  # after the output, which must not be lost if the disk is full now
+        _write_dashboard(dashboard, report)
     if comparison:
         comparison.require_speed()
 
 
 def _write_dashboard(path: Path, report: Report) -> None:
     from mri_edge.benchmarking.dashboard import entries
-    from mri_edge.storage.atomic import atomic_write
 
     atomic_write(path, json.dumps(entries(report), indent=1) + "\n")
 

@@ -66,6 +66,18 @@ def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
         file.write(data)
 
 
+def check_can_write(path: Path) -> None:
+    """Raise the OutputError of ``atomic_write`` if it could not write ``path`` now. Call it before long work."""
+    if _is_device_or_pipe(path):
+        return
+    temporary = _temporary_neighbor(Path(os.path.realpath(path)), "new")
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def _is_device_or_pipe(path: Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 

@@ -273,6 +273,24 @@ def test_report_and_dashboard_are_written_although_a_comparison_fails(tiny_bundl
     assert {"name", "unit", "value", "range", "extra"} == set(entries[0])
 
 
+def test_the_measurement_is_printed_although_the_dashboard_cannot_be_written(tiny_bundle, monkeypatch, capfd, tmp_path):
+    """A dashboard whose folder disappears during the measurement."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    def reading(*_, **__):
+        if folder.exists():
+            folder.rmdir()
+        return _READING
+
+    monkeypatch.setattr(benchmark, "run_isolated", reading)
+    command = ["bench", str(tiny_bundle), "--engine", "onnxruntime", "--scans", SCAN, "--json"]
+    assert run([*command, "--github-action-benchmark", str(folder / "dashboard.json")]) == 6
+    out, err = capfd.readouterr()
+    assert len(json.loads(out)["rows"]) == 1
+    assert "dashboard.json: cannot write" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -281,7 +299,12 @@ def test_report_and_dashboard_are_written_although_a_comparison_fails(tiny_bundl
         (["--fail-above", "10%"], 2, "Add --compare"),
         (["--compare", "x.json", "--fail-above", "much"], 2, "'much' is not a percentage"),
         (["--compare", "x.json", "--fail-above", "-1%"], 2, "'-1%' is not a percentage"),
-        (["--github-action-benchmark", "nowhere/x.json"], 6, "its folder does not exist"),
+        (
+            ["--github-action-benchmark", "nowhere/x.json"],
+            6,
+            "nowhere/x.json: cannot write (No such file or directory)",
+        ),
+        (["--github-action-benchmark", "/proc/self/x.json"], 6, "/proc/self/x.json: cannot write"),
     ],
 )
 def test_errors_of_a_comparison_are_one_line_before_the_measurement(

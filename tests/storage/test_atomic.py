@@ -15,7 +15,15 @@ import pytest
 
 from mri_edge.errors import OutputError
 from mri_edge.storage import atomic
-from mri_edge.storage.atomic import atomic_file, atomic_folder, atomic_write, exchange, rename_to_free_name, sha256_of
+from mri_edge.storage.atomic import (
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    check_can_write,
+    exchange,
+    rename_to_free_name,
+    sha256_of,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -381,3 +389,15 @@ def test_the_next_run_removes_a_folder_of_a_killed_run_but_not_of_a_running_one(
     with atomic_folder(target):
         pass
     assert [path.name for path in tmp_path.iterdir() if ".new-" in path.name] == [other.name]
+
+
+def test_a_path_is_checked_before_long_work_and_nothing_is_left(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    check_can_write(path)
+    check_can_write(tmp_path / "new.json")
+    check_can_write(Path(os.devnull))
+    assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "old"
+    with pytest.raises(OutputError, match="cannot write"):
+        check_can_write(tmp_path / "missing" / "a.json")
