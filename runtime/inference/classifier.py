@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import cycle, islice
 from threading import Lock
 from time import perf_counter
 from types import TracebackType
@@ -26,11 +26,12 @@ from mri_edge.scans.files import out_of_memory
 from mri_edge.scans.frame import Frame, Pixels, Source, not_one_frame
 from mri_edge.scans.options import DEFAULT as READ_DEFAULT
 from mri_edge.scans.options import ReadOptions
+from mri_edge.scans.preprocessing import Preprocessing
 
 from .loading import PendingModel
 from .out_of_distribution import FEATURES, OutOfDistributionCheck
 from .prediction import HOT_SPOT, Failure, Latency, Prediction, decide, recalibrated
-from .preparing import Decoded, Prepared, batched, decode_or_fail, prepare, prepare_sources
+from .preparing import Decoded, Prepared, batched, decode_or_fail, prepare, prepare_in_pieces
 from .selection import DEFAULT_BATCH, RunOptions, Workload
 
 if TYPE_CHECKING:
@@ -242,8 +243,9 @@ class Classifier:
         """Classify many scans. Yields results in input order, with a Failure in place of a scan that cannot be read.
 
         An InputError among the sources becomes a Failure, so that a listing can report missing files.
-        ``workers`` threads decode scans during inference, at most two batches ahead, so that memory stays bounded
-        however long ``sources`` is; it may be an endless generator.
+        ``workers`` threads decode scans during inference, at most two batches ahead and some MiB of frames in each, so
+        that memory stays bounded however many frames a scan has and however long ``sources`` is; it may be an endless
+        generator.
 
         Parameters
         ----------
@@ -289,34 +291,30 @@ class Classifier:
         keep_pixels: bool,
         reading: ReadOptions,
     ) -> Iterator[Prediction | Failure]:
-        # Each thread gets its part of a batch at once: passing the scans one by one takes longer than resizing them.
-        part = -(-batch_size // workers)
         process = os.getpid()
         preprocessing = self.bundle.manifest.preprocessing
-        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-            ahead: deque[list[Future[list[Prepared | Failure]]]] = deque()
-            try:
-                for batch in batches:
-                    if batch:
-                        parts = [batch[start : start + part] for start in range(0, len(batch), part)]
-                        ahead.append(
-                            [
-                                pool.submit(prepare_sources, sources, preprocessing, reading, keep_pixels=keep_pixels)
-                                for sources in parts
-                            ]
-                        )
-                    # Two batches are decoded while the engine runs one. A short batch means that no scan is waiting.
-                    while ahead and (len(ahead) > 2 or len(batch) < batch_size):
-                        prepared = [result for future in ahead.popleft() for result in future.result()]
-                        for result in self._answer(prepared, batch_size, explain):
-                            yield result
-                            if os.getpid() != process:
-                                raise UsageError(
-                                    "predict_batches was called in another process", "Call predict_batches again"
-                                )
-            finally:
-                for future in chain.from_iterable(ahead):
-                    future.cancel()
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        ahead: deque[Iterator[Prepared | Failure]] = deque()
+        try:
+            for batch in batches:
+                if batch:
+                    # Each thread gets its part of a batch at once: passing the scans one by one takes longer than
+                    # resizing them. Neighbors are in different parts, so that volumes are read at the same time.
+                    parts = [
+                        _prepare_ahead(pool, batch[first::workers], preprocessing, reading, keep_pixels=keep_pixels)
+                        for first in range(min(workers, len(batch)))
+                    ]
+                    ahead.append(_in_turn(parts, len(batch)))
+                # Two batches are decoded while the engine runs one. A short batch means that no scan is waiting.
+                while ahead and (len(ahead) > 2 or len(batch) < batch_size):
+                    for result in self._answer(ahead.popleft(), batch_size, explain):
+                        yield result
+                        if os.getpid() != process:
+                            raise UsageError(
+                                "predict_batches was called in another process", "Call predict_batches again"
+                            )
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def predict_prepared(
         self, prepared: Sequence[Prepared | Failure], *, batch_size: int | None = None
@@ -416,13 +414,22 @@ class Classifier:
         return next(self._infer(prepared, explain=explain))
 
     def _answer(
-        self, prepared: Sequence[Prepared | Failure], batch_size: int, explain: bool
+        self, prepared: Iterable[Prepared | Failure], batch_size: int, explain: bool
     ) -> Iterator[Prediction | Failure]:
-        ready = [result for result in prepared if isinstance(result, Prepared)]
-        # A scan may hold many frames, so there may be more than a batch of them.
-        runs = (ready[start : start + batch_size] for start in range(0, len(ready), batch_size))
-        predictions = chain.from_iterable(self._infer(run, explain=explain) for run in runs)
+        # Batches are made of frames, because a scan may hold many of them.
+        batch: list[Prepared | Failure] = []
+        count = 0
         for result in prepared:
+            batch.append(result)
+            count += isinstance(result, Prepared)
+            if count == batch_size:
+                yield from self._answer_batch(batch, explain)
+                batch, count = [], 0
+        yield from self._answer_batch(batch, explain)
+
+    def _answer_batch(self, batch: Sequence[Prepared | Failure], explain: bool) -> Iterator[Prediction | Failure]:
+        predictions = self._infer([result for result in batch if isinstance(result, Prepared)], explain=explain)
+        for result in batch:
             yield next(predictions) if isinstance(result, Prepared) else result
 
     def _infer(self, prepared: Sequence[Prepared], *, explain: bool) -> Iterator[Prediction]:
@@ -552,6 +559,32 @@ class Classifier:
                     "Load the classifier after the fork",
                 )
             self.engine = engine
+
+
+def _prepare_ahead(
+    pool: ThreadPoolExecutor,
+    sources: Sequence[Source | InputError],
+    preprocessing: Preprocessing,
+    reading: ReadOptions,
+    *,
+    keep_pixels: bool,
+) -> Iterator[Prepared | Failure | None]:
+    """Do as ``prepare_in_pieces`` in a thread of the pool, which begins at once and stays one piece ahead."""
+    pieces = prepare_in_pieces(sources, preprocessing, reading, keep_pixels=keep_pixels)
+
+    def results(future: Future[list[Prepared | Failure | None] | None]) -> Iterator[Prepared | Failure | None]:
+        while (piece := future.result()) is not None:
+            future = pool.submit(next, pieces, None)
+            yield from piece
+
+    return results(pool.submit(next, pieces, None))
+
+
+def _in_turn(parts: Sequence[Iterator[Prepared | Failure | None]], scans: int) -> Iterator[Prepared | Failure]:
+    """Yield the results of one scan of each part in turn. None ends a scan."""
+    for part in islice(cycle(parts), scans):
+        while (result := next(part)) is not None:
+            yield result
 
 
 def _closed() -> UsageError:

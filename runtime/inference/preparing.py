@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from time import monotonic, perf_counter
@@ -24,6 +25,7 @@ from .prediction import Failure
 Read = TypeVar("Read")
 
 _MAX_WAITING_BYTES = 4 << 20  # of decoded frames that a thread collects to resize them together
+_MAX_PIECE_BYTES = 8 << 20  # of prepared frames, 170 of 128 x 128 pixels, that wait until the engine takes them
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Prepared:
     decode_ms: float
     resize_ms: float
     original: Pixels | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels."""
+        return self.frame.pixels.nbytes + (0 if self.original is None else self.original.nbytes)
 
 
 def decode(source: Source, reading: ReadOptions) -> Iterator[Decoded]:
@@ -93,17 +100,31 @@ def prepare_sources(
     sources: Sequence[Source | InputError], preprocessing: Preprocessing, reading: ReadOptions, *, keep_pixels: bool
 ) -> list[Prepared | Failure]:
     """Read and prepare every frame of some scans in order. A scan or frame that cannot be read becomes a Failure."""
-    prepared: list[Prepared | Failure] = []
-    waiting: list[Decoded | Failure] = []
+    pieces = prepare_in_pieces(sources, preprocessing, reading, keep_pixels=keep_pixels)
+    return [result for result in chain.from_iterable(pieces) if result is not None]
+
+
+def prepare_in_pieces(
+    sources: Iterable[Source | InputError], preprocessing: Preprocessing, reading: ReadOptions, *, keep_pixels: bool
+) -> Iterator[list[Prepared | Failure | None]]:
+    """Do as ``prepare_sources``, in lists that take some MiB, because a scan may have any number of frames.
+
+    None follows the last frame of each scan.
+    """
+    piece: list[Prepared | Failure | None] = []
+    waiting: list[Decoded | Failure | None] = []
     waiting_bytes = 0
     for source in sources:
-        for result in decode_or_fail(source, reading):
+        for result in chain(decode_or_fail(source, reading), (None,)):
             waiting.append(result)
             waiting_bytes += result.frame.pixels.nbytes if isinstance(result, Decoded) else 0
             if waiting_bytes > _MAX_WAITING_BYTES:
-                prepared += _prepare_waiting(waiting, preprocessing, keep_pixels)
+                piece += _prepare_waiting(waiting, preprocessing, keep_pixels)
                 waiting, waiting_bytes = [], 0
-    return prepared + _prepare_waiting(waiting, preprocessing, keep_pixels)
+                if sum(prepared.nbytes for prepared in piece if isinstance(prepared, Prepared)) > _MAX_PIECE_BYTES:
+                    yield piece
+                    piece = []
+    yield piece + _prepare_waiting(waiting, preprocessing, keep_pixels)
 
 
 def decode_or_fail(source: Source | InputError, reading: ReadOptions) -> Iterator[Decoded | Failure]:
@@ -136,8 +157,8 @@ def failures_after(error: InputError, name: str | None, index: int, count: int) 
 
 
 def _prepare_waiting(
-    waiting: list[Decoded | Failure], preprocessing: Preprocessing, keep_pixels: bool
-) -> list[Prepared | Failure]:
+    waiting: list[Decoded | Failure | None], preprocessing: Preprocessing, keep_pixels: bool
+) -> list[Prepared | Failure | None]:
     frames = [decoded for decoded in waiting if isinstance(decoded, Decoded)]
     results: list[Prepared | Failure]
     try:

@@ -17,6 +17,8 @@ from PIL import Image
 
 from mri_edge import BundleError, Classifier, EngineError, Failure, InputError, Prediction, UsageError
 from mri_edge.bundles.bundle import Bundle
+from mri_edge.inference import preparing
+from mri_edge.scans.frame import Frame
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.testing import FakeEngine
 
@@ -167,6 +169,50 @@ def test_endless_input_is_read_only_a_little_ahead(classifier, picture):
     results.close()
     # 10 results are three batches of 4; two more batches may be on their way.
     assert next(taken) <= 20
+
+
+@pytest.mark.parametrize("keep_pixels", [False, True])
+@pytest.mark.parametrize("scans", [1, 6])
+def test_scans_of_many_frames_are_read_only_a_little_ahead(classifier, monkeypatch, scans, keep_pixels):
+    """Memory grows neither with the number of frames of a scan nor with that of such scans."""
+    read = itertools.count()
+    pixels = np.zeros((128, 128, 3), np.uint8)
+
+    def frames(source, reading):
+        for index in range(3000):
+            next(read)
+            yield Frame(pixels, source, index, 3000)
+
+    monkeypatch.setattr(preparing.readers, "read_each", frames)
+    results = classifier.predict_batches(["volume"] * scans, batch_size=64, workers=2, keep_pixels=keep_pixels)
+    assert [next(results).index for _ in range(100)] == list(range(100))
+    results.close()
+    # Each thread has a piece of 8 MiB and prepares another one, of frames of 48 KiB that are resized 4 MiB at a time.
+    assert next(read) <= 4 * (8 + 4) * 1024 / 48
+
+
+@pytest.mark.parametrize("piece", [0, 200_000, 8 << 20])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 2), (5, 4), (64, 3)])
+def test_frames_keep_their_order_however_scans_are_read(
+    classifier, picture, write_slices, monkeypatch, piece, batch_size, workers
+):
+    monkeypatch.setattr(preparing, "_MAX_WAITING_BYTES", piece // 2)
+    monkeypatch.setattr(preparing, "_MAX_PIECE_BYTES", piece)
+    levels = {"long": range(60, 90), "two": (10, 200), "damaged": (10, 20, None, 40), "refused": (None, 20)}
+    volumes = {name: str(write_slices(f"{name}.slices", *grays)) for name, grays in levels.items()}
+    sources = [picture, volumes["long"], b"", volumes["damaged"], volumes["two"], picture, volumes["refused"]] * 3
+    expected = [
+        (found.index, found.frames, str(found.error))
+        if isinstance(found, Failure)
+        else (found.frame.index, found.frame.count, pytest.approx(classifier.predict(found.frame.pixels).probability))
+        for source in sources
+        for found in preparing.decode_or_fail(source, classifier.reading)
+    ]
+    results = classifier.predict_batches(sources, batch_size=batch_size, workers=workers)
+    assert expected == [
+        (result.index, result.frames, str(result.error) if isinstance(result, Failure) else result.probability)
+        for result in results
+    ]
 
 
 def test_no_input_gives_no_result(classifier):
