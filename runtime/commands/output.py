@@ -171,15 +171,10 @@ def csv_line(cells: Iterable[object]) -> str:
     return text.getvalue().removesuffix("\r\n").encode(errors="backslashreplace").decode()
 
 
-def escape(text: str) -> str:
-    """Escape a text with a foreign name: a line feed could forge a line, and invalid UTF-8 could end the program."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def report(message: str) -> None:
     """Print a message of a service on stderr."""
     try:
-        click.echo(f"mri-edge: {escape(message)}", err=True)
+        click.echo(f"mri-edge: {printable(message)}", err=True)
     except OSError as error:
         if error.errno not in DISK_ERRORS:  # a full disk under the log must not end the service
             raise

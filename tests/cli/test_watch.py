@@ -28,7 +28,7 @@ from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST, Artifact, Manifest
 from mri_edge.cli import run
-from mri_edge.errors import InputError
+from mri_edge.errors import InputError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import Prediction
 from mri_edge.services.watch.outbox import Outbox
@@ -314,11 +314,13 @@ def test_files_of_others_in_the_way_are_never_overwritten(places, capfd):
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode without control characters")
-@pytest.mark.parametrize("name", ["Schädel.png", "a\ndone b.png", "\udce9.png", "x" * 251 + ".png", "x." + "y" * 253])
+@pytest.mark.parametrize("name", ["Schädel.png", "ä\ndone b.png", "\udce9.png", "x" * 251 + ".png", "x." + "y" * 253])
 def test_odd_names(places, capfd, name):
     digest = sha256_of(places.scan(name))
     assert places.once() == 0
-    assert len(capfd.readouterr().out.splitlines()) == 1
+    [line] = capfd.readouterr().out.splitlines()
+    if len(name) < 100:  # a longer one is kept under a shorter name
+        assert printable(name) in line
     [record] = [json.loads(path.read_bytes()) for path in (places.out / "results").iterdir()]
     assert record["sha256"] == digest == sha256_of(places.out / record["moved_to"])
     assert Path(record["file"]).name == name

@@ -13,9 +13,9 @@ import click
 
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.commands.options import REQUIRE_SIGNATURE, model_options, reading_options
-from mri_edge.commands.output import escape, report
+from mri_edge.commands.output import report
 from mri_edge.commands.usage import DAY_S, NumberRange
-from mri_edge.errors import DISK_ERRORS, UsageError
+from mri_edge.errors import DISK_ERRORS, UsageError, printable
 from mri_edge.inference.classifier import Classifier
 from mri_edge.inference.prediction import displayed_label, frame_name, stdout_json
 from mri_edge.inference.selection import RunOptions
@@ -158,9 +158,9 @@ def _output() -> Iterator[Callable[[str], None]]:
 
 def _line(record: Record) -> str:
     if "error" in record:
-        return escape(f"{record['moved_to']}  {record['error']}")
+        return printable(f"{record['moved_to']}  {record['error']}")
     probabilities = record["probabilities"]
     shown = displayed_label(record["label"], record["positive"], probabilities)
     name = frame_name(record["moved_to"], record.get("index", 0), record.get("frames", 1))
     answer = f"{name}  {record['label']}  p({shown}) = {probabilities[shown]:.3f}"
-    return escape("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
+    return printable("  ".join([answer, *(f"warning: {warning['message']}" for warning in record["warnings"])]))
