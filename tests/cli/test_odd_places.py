@@ -212,7 +212,7 @@ def _pieces(screen: int) -> Iterator[bytes]:
 def test_names_in_pieces_are_put_together(tiny_bundle):
     command = [PROGRAM, "predict", "-", "--json", "--model", tiny_bundle]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        for piece in (str(SCAN)[:5], str(SCAN)[5:], f"\r\n{SCAN}\n\n-\n"):
+        for piece in (str(SCAN)[:5], str(SCAN)[5:], f"\r\n{SCAN}\n\n"):
             process.stdin.write(piece.encode())
             process.stdin.flush()
             time.sleep(0.1)  # longer than the program waits for the rest

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import logit
+from scipy.stats import t
 
 metrics_of_sklearn = pytest.importorskip("sklearn.metrics", reason="needs the extra 'train'")
 
@@ -21,10 +22,10 @@ from mri_edge.train.evaluation.metrics import bins_of, by_folder, details, measu
 Z = 1.959964
 
 
-def variance_of(found) -> float:
-    """Recover the variance of an AUC from its interval, which was computed on the logit scale."""
+def variance_of(found, groups: int) -> float:
+    """Recover the variance of an AUC from its interval on the logit scale, of so many groups of the rarer class."""
     half = (logit(found.high) - logit(found.low)) / 2
-    return (half / Z * found.value * (1 - found.value)) ** 2
+    return (half / t.ppf(0.975, groups - 1) * found.value * (1 - found.value)) ** 2
 
 
 def obuchowski(is_positive, score, group) -> float:
@@ -60,7 +61,9 @@ def test_variance_of_groups_with_both_classes_equals_obuchowski(seed):
     is_positive = rng.random(40) < 0.5
     score = rng.normal(is_positive + rng.normal(0, 1, 9)[group], 1).round(1)  # rounded: ties happen
     assert any(0 < is_positive[group == index].mean() < 1 for index in range(9))
-    assert variance_of(auc(is_positive, score, group)) == pytest.approx(obuchowski(is_positive, score, group), rel=1e-5)
+    groups = min(len(np.unique(group[kind])) for kind in (is_positive, ~is_positive))
+    found = variance_of(auc(is_positive, score, group), groups)
+    assert found == pytest.approx(obuchowski(is_positive, score, group), rel=1e-5)
 
 
 def test_variance_of_patients_with_both_classes_equals_simulation():
@@ -77,7 +80,7 @@ def test_variance_of_patients_with_both_classes_equals_simulation():
         patient = rng.normal(0, 1.5, patients).repeat(2)
         found.append(auc(is_positive, rng.normal(1.2 * is_positive + patient, 0.8), group))
     real = np.var([metric.value for metric in found])
-    estimated = np.mean([variance_of(metric) for metric in found])
+    estimated = np.mean([variance_of(metric, patients) for metric in found])
     # The standard deviation of the variance of 800 values is 5%.
     assert estimated == pytest.approx(real, rel=0.2)
 

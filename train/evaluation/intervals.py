@@ -77,14 +77,14 @@ def auc(positive: Flags, score: NDArray[np.floating[Any]], group: NDArray[np.int
     value = float(above.mean())
     groups = np.arange(len(score)) if group is None else np.unique(group, return_inverse=True)[1]
     of_above, of_below = groups[positive], groups[~positive]
+    counts = len(np.unique(of_above)), len(np.unique(of_below))
     variance = _variance(above - value, below - value, of_above, of_below)
     if 0 < value < 1 and variance > 0:
-        z = _Z if group is None else _quantile(min(len(np.unique(of_above)), len(np.unique(of_below))))
+        z = _Z if len(np.unique(groups)) == len(score) else _quantile(min(counts))
         half = z * np.sqrt(variance) / (value * (1 - value))
         low, high = expit(logit(value) - half), expit(logit(value) + half)
     else:
         # Count each group once, because near-duplicates add no evidence.
-        counts = len(np.unique(of_above)), len(np.unique(of_below))
         low, high = _lowest(value, *counts), 1 - _lowest(1 - value, *counts)
     return Metric(value, float(low), float(high), len(score), DELONG if group is None else GROUPED_DELONG)
 
