@@ -204,9 +204,10 @@ def _options(onnxruntime: Any, threads: int, *, strict: bool) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Threads that spin between runs take CPU time from other programs. Within a run they may spin, because waking them
-    # for each layer takes longer than the layer.
+    # Threads that spin between runs take CPU time from other programs, and while a model is opened from the thread that
+    # opens it. Within a run they may spin, because waking them for each layer takes longer than the layer.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "200")
     if strict:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
