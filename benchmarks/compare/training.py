@@ -1,6 +1,6 @@
 """Measure a step of our fine-tuning beside Keras' own ``fit`` in float32, with the same network, optimizer and views.
 
-    python -m benchmarks.compare.training             # 10 to 25 minutes on a quiet machine; writes build/bench/training.json
+    python -m benchmarks.compare.training             # 10 to 25 quiet minutes; writes build/bench/training.json
     python -m benchmarks.compare.training --record    # writes the committed record
 
 Whole processes run in turn (A B, A B, …). A step includes making its views, which our loop does while it computes.
