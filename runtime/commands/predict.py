@@ -141,8 +141,7 @@ def predict(
 
         from .scans.classify import classify
 
-        reader_by_suffix(scans[0])
-
+        reader_by_suffix(scans[0])  # imports the reader of the first scan, and Pillow
         classifier = Classifier.from_pending(pending)
     with classifier:
         dicom = None
