@@ -38,6 +38,7 @@ def compare(storage: Path, *arguments: str, fault: str = NO_FAULT) -> subprocess
     ]
     command += ["--benchmark-storage", str(storage), "--benchmark-timer", "time.process_time", *arguments]
     command += ["--benchmark-max-time", "0.3"]
+    command += ["--basetemp", str(storage / "base")]  # otherwise pytest deletes the folders of earlier runs
     # pytest-benchmark measures nothing in a worker of pytest-xdist, which it recognizes by the environment.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, env=environment)

@@ -77,6 +77,8 @@ def test_example_engine_satisfies_the_contract(tmp_path: Path, recipe_code: Call
             "abacus_plugin",
             "-p",
             "no:cacheprovider",
+            "--basetemp",  # otherwise pytest deletes the folders of earlier runs
+            str(tmp_path / "base"),
             "-k",
             "abacus",
             contract,
