@@ -220,14 +220,22 @@ def tiny_artifact() -> Artifact:
     )
 
 
-@pytest.fixture
-def tiny_bundle(tmp_path: Path, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact) -> Path:
-    """A new bundle folder for each test. Its only artifact is ``model.onnx``, a copy of ``tiny_onnx``."""
-    folder = tmp_path / "tiny"
+@pytest.fixture(scope="session")
+def written_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_onnx: Path, tiny_manifest: Manifest, tiny_artifact: Artifact
+) -> Path:
+    """The bundle folder that ``tiny_bundle`` copies. The writer waits for the disk, which a copy does not."""
+    folder = tmp_path_factory.mktemp("written") / "tiny"
     with new_bundle(folder, tiny_manifest) as writer:
         writer.path("model.onnx").write_bytes(tiny_onnx.read_bytes())
         writer.add_artifact(tiny_artifact)
     return folder
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path: Path, written_bundle: Path) -> Path:
+    """A new bundle folder for each test. Its only artifact is ``model.onnx``, a copy of ``tiny_onnx``."""
+    return shutil.copytree(written_bundle, tmp_path / "tiny")
 
 
 @pytest.fixture
