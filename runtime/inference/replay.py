@@ -50,7 +50,7 @@ _LOSSY_TOLERANCE = 2
 # and OpenVINO on one file: 0.013 apart at the 99th percentile of 253 scans, 0.0201 at most).
 _TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "int8": 0.03, "dynamic": 0.03}
 # Parts of the names of providers that may multiply float32 with 10 bits of precision, as float16 has (TensorFloat-32).
-_ACCELERATORS = ("cuda", "tensorrt", "coreml", "dml", "gpu", "npu")
+_ACCELERATORS = ("cuda", "tensorrt", "coreml", "directml", "dml", "gpu", "npu")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from mri_edge.authoring import golden
 from mri_edge.authoring.writer import rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.cli import run
+from mri_edge.engines import _GPU_PROVIDERS
+from mri_edge.engines.onnxruntime import _PROVIDERS
 from mri_edge.errors import InputError, ManifestError, UsageError
 from mri_edge.inference import replay
 from mri_edge.scans.preprocessing import Preprocessing
@@ -183,6 +185,14 @@ def test_a_resized_pixel_that_differs_by_one_is_reported(recorded, monkeypatch):
     resize = Preprocessing.resize_picture
     monkeypatch.setattr(Preprocessing, "resize_picture", lambda self, pixels: resize(self, pixels) ^ 1)
     assert replay.replay(recorded).first_difference.stage == "tensor"
+
+
+@pytest.mark.parametrize("provider", _GPU_PROVIDERS)
+def test_every_accelerator_has_the_tolerance_of_tensorfloat(provider):
+    """A provider is named as the user does, or as ONNX Runtime does."""
+    for name in (provider, _PROVIDERS[provider]):
+        assert replay.tolerance_of("float32", name) == replay.tolerance_of("float16", "cpu")
+    assert replay.tolerance_of("float32", "cpu") < replay.tolerance_of("float16", "cpu")
 
 
 @pytest.mark.parametrize(
