@@ -101,8 +101,13 @@ def offline(run: RunMany, samples: int, *, queries: int) -> float:
     return queries / (perf_counter() - start)
 
 
-def server(run: RunOne, samples: int, *, rate: float, queries: int) -> Served:
-    """Send queries at random times (Poisson), ``rate`` per second on average; each waits for those before it."""
+def server(run: RunOne, samples: int, *, rate: float, queries: int, bound_ms: float = math.inf) -> Served:
+    """Send queries at random times (Poisson), ``rate`` per second on average; each waits for those before it.
+
+    The run ends as soon as too many queries took longer than ``bound_ms`` for the 99th percentile to meet it.
+    """
+    too_many = max(1, slow_queries(queries, _SERVER_PERCENTILE))
+    late = 0
     due = np.cumsum(np.random.default_rng(_SEED).exponential(1 / rate, queries))
     start = perf_counter()
     latencies = []
@@ -111,6 +116,9 @@ def server(run: RunOne, samples: int, *, rate: float, queries: int) -> Served:
             sleep(early)
         run(index % samples)
         latencies.append((perf_counter() - start - moment) * 1e3)
+        late += latencies[-1] > bound_ms
+        if late == too_many:
+            break
     return Served(rate, tuple(latencies))
 
 

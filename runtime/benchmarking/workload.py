@@ -124,11 +124,11 @@ def measure(request: Request) -> Reading:
     }
     file_joules = meter.joules_per_query(predict, count) if meter else None
     server_rate = None
-    if request.server_ms is not None:
+    if (bound := request.server_ms) is not None:
         enough = queries_needed(0.99)
         server_rate = highest_rate(
-            lambda rate: server(predict, count, rate=rate, queries=enough),
-            request.server_ms,
+            lambda rate: server(predict, count, rate=rate, queries=enough, bound_ms=bound),
+            bound,
             1000 / fmean(file_ms),
         )
     return Reading(

@@ -106,6 +106,19 @@ def test_server_counts_the_time_in_line():
     assert statistics.median(waited) < statistics.median(spent)
 
 
+@pytest.mark.parametrize(("queries", "needed"), [(3, 1), (662, 1), (1000, 2)])
+def test_server_ends_as_soon_as_the_bound_cannot_be_met(queries, needed):
+    """The bound of the percentile is the slowest of 662 queries and the second slowest of 1,000."""
+
+    def run(index):
+        time.sleep(0.003)
+
+    latencies = server(run, 3, rate=1e5, queries=queries, bound_ms=2.0).latencies_ms
+    assert len(latencies) == needed
+    assert percentile_bound(latencies, 0.99) is None
+    assert len(server(run, 3, rate=1e5, queries=queries, bound_ms=1e6).latencies_ms) == queries
+
+
 @pytest.mark.parametrize(
     ("scenario", "settings"),
     [
