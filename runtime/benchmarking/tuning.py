@@ -29,7 +29,7 @@ _TOO_SLOW = 3.0
 # The leaders are measured again in turn, so that one short disturbance does not decide.
 _FINALISTS = 3
 _FINAL_ROUNDS = 2
-_TIME_LIMIT = 300  # seconds for one candidate
+_TIME_LIMIT = 300  # seconds for one candidate, besides those of its measurement
 
 # Yields the candidates and shows progress: (candidates, label).
 Track = Callable[[Sequence["Candidate"], str], Iterable["Candidate"]]
@@ -144,7 +144,7 @@ def tune(
             seconds=seconds,
             signed_by=signed_by,
         )
-        outcome = attempt(trial, time_limit=_TIME_LIMIT)
+        outcome = attempt(trial, time_limit=_TIME_LIMIT + seconds)
         if outcome.problem:
             failed[candidate] = outcome.problem
             readings.pop(candidate, None)

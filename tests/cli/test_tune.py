@@ -34,6 +34,7 @@ class Bench:
         self._ms = ms
 
     def __call__(self, trial: Trial, *, time_limit: float) -> Outcome:
+        assert time_limit > trial.seconds + 60
         self.tried.append(trial)
         answer = self._ms(trial, sum(earlier == trial for earlier in self.tried))
         return (
@@ -63,6 +64,13 @@ def test_the_fastest_is_chosen_for_one_scan_and_for_many(tiny_bundle, bench):
     assert (found.best(many=False).threads, found.best(many=False).ms) == (4, 2.5)
     assert found.best(many=True).batch > 1
     assert found.best(many=True).ms_per_scan == 0.75
+
+
+def test_long_measurements_are_not_cut_off(tiny_bundle, bench):
+    """The fake asserts that each process gets more time than its measurement takes."""
+    tried = bench(lambda trial, again: 5.0).tried
+    tune(Bundle.open(tiny_bundle), seconds=1000, batches=(1,))
+    assert {trial.seconds for trial in tried} == {1000}
 
 
 def test_a_single_fast_measurement_does_not_decide(tiny_bundle, bench):
