@@ -1,4 +1,4 @@
-"""No command opens a connection or leaves files behind with any engine, as strace sees it, in a new home folder."""
+"""Commands open no connection and leave no files behind with any engine, as strace sees it, in a new home folder."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def trace(tmp_path):
 def test_commands_open_no_connection_and_write_only_where_requested(engine, trace, tmp_path):
     if engine != "-" and (reason := engine_file(engine).missing()):
         pytest.skip(reason)
-    for run in record.runs(tmp_path):
-        if run.engine != engine:
-            continue
+    chosen = [run for run in record.runs(tmp_path) if run.engine == engine]
+    if not chosen:
+        pytest.skip(f"the embedded model 'small' has no artifact for {engine}")
+    for run in chosen:
         found = trace(str(record.PROGRAM), *run.arguments)
         assert found.code == 0, f"{run.name}: {found.errors}"
         assert found.calls == (), run.name

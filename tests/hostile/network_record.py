@@ -1,9 +1,11 @@
-"""Run every command with every engine under strace, and record connections and written files.
+"""Run commands with every engine and kind of scan under strace, and record connections and written files.
 
 ``python tests/hostile/network_record.py`` prints a table: command, engine, exit code, addresses other than local
 sockets, files outside the folders that the command was given. ``tests/cli/test_no_network.py`` asserts that both
 columns are empty. strace sees what the kernel sees, of every thread and process: an engine in C++ does not ask
 Python's ``socket``, and a library that starts a process of its own is followed into it.
+
+``train`` and ``export`` are not among them, nor ``serve``, ``node`` and ``archive``, which connect by design.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.engines import engine_file, offered
 
 PROGRAM = Path(sys.executable).with_name("mri-edge")
-SCAN = Path(__file__).resolve().parents[2] / "examples" / "phantom-1.jpg"
+CHECKOUT = Path(__file__).resolve().parents[2]
+SCAN = CHECKOUT / "examples" / "phantom-1.jpg"
+CROSSVAL = CHECKOUT / "docs" / "evidence" / "crossval" / "small-slices.json"
 
 # These variables of build servers stop openvino_telemetry, ONNX Runtime and others from reporting. Users set none.
 BUILD_SERVER = (
@@ -68,7 +72,10 @@ class Finding:
 
 
 def runs(work: Path) -> list[Run]:
-    """Return each command once for every installed engine that it can use. Makes the input files in ``work``."""
+    """Return each command once for every installed engine that it can use, or for each kind of scan.
+
+    Makes the input files in ``work``.
+    """
     incoming, pictures = work / "incoming", work / "pictures"
     incoming.mkdir()
     for label, source in (("no", SCAN), ("yes", SCAN.with_name("phantom-2.jpg"))):
@@ -97,6 +104,7 @@ def runs(work: Path) -> list[Run]:
     bundle, packed, key = str(work / "small"), str(work / "small.mribundle"), str(work / "device")
     kept = ("--artifact", "model.int8.onnx", "--artifact", "model.int8.tflite")
     found += [
+        *_runs_of_readers(work, scan),
         Run("info", "-", ("info", "small")),
         Run("verify", "-", ("verify", "small")),
         Run("tune", "-", ("tune", "--model", "small", "--seconds", "0.01", "--batch", "1")),
@@ -106,6 +114,9 @@ def runs(work: Path) -> list[Run]:
         Run("bundle slim", "-", ("bundle", "slim", "small", *kept, "--out", bundle)),
         Run("bundle record", "-", ("bundle", "record", bundle, scan, "--notice", notice)),
     ]
+    if find_spec("sklearn") and find_spec("matplotlib"):
+        out = str(work / "recalibrated")
+        found.append(Run("recalibrate", "-", ("recalibrate", "small", "--crossval", str(CROSSVAL), "--out", out)))
     if find_spec("cryptography"):
         found += [
             Run("bundle keygen", "-", ("bundle", "keygen", key)),
@@ -117,6 +128,25 @@ def runs(work: Path) -> list[Run]:
         Run("bundle pack", "-", ("bundle", "pack", bundle, "--out", packed)),
         Run("bundle unpack", "-", ("bundle", "unpack", packed, "--out", str(work / "unpacked"))),
     ]
+
+
+def _runs_of_readers(work: Path, picture: str) -> Iterator[Run]:
+    """Yield commands that read a picture, a DICOM file and a NIfTI file, as far as the libraries are installed."""
+    scans = {"picture": picture}
+    if find_spec("pydicom") and find_spec("gdcm"):
+        scans["DICOM"] = str(SCAN.parent / "dicom" / "mni152-slice-2-lossless.dcm")
+    if find_spec("nibabel"):
+        import nibabel
+        import numpy as np
+
+        scans["NIfTI"] = str(work / "volume.nii.gz")
+        values = np.random.default_rng(0).integers(0, 900, (64, 64, 8), np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([3.0, 3.0, 5.0, 1.0])), scans["NIfTI"])
+    for kind, scan in scans.items():
+        out = str(work / f"{kind}.png")
+        yield Run(f"inspect, {kind}", "-", ("inspect", scan))
+        yield Run(f"render, {kind}", "-", ("render", scan, "--out", out, "--explain", "--model", "small"))
+        yield Run(f"predict --by series, {kind}", "-", ("predict", scan, "--by", "series", "--plane", "any"))
 
 
 def trace(command: list[str], work: Path) -> Finding:
