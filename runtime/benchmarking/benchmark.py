@@ -38,6 +38,7 @@ from .workload import Reading, Request
 _NOISY = 1.25
 _TIME_LIMIT = 3600  # seconds for one subject in one round
 _REPEATS = 2
+_MOST_SCANS = 256  # they stay in memory, which is measured too
 
 # Yields the subjects and shows progress: (subjects, label).
 Track = Callable[[Sequence[tuple[int, "Subject"]], str], Iterable[tuple[int, "Subject"]]]
@@ -174,7 +175,8 @@ def scans_for(bundle: Bundle, named: Sequence[str], notify: Callable[[str], None
     """The scans to measure with: the named ones (files, folders, patterns), else the golden scans of the bundle, else
     those of the embedded model.
 
-    ``notify`` is called with a message about files in a folder that are not scans.
+    ``notify`` is called with a message about files in a folder that are not scans, and if there are more scans than are
+    used.
 
     Raises
     ------
@@ -182,8 +184,11 @@ def scans_for(bundle: Bundle, named: Sequence[str], notify: Callable[[str], None
         A named scan cannot be found or read. All are decoded once before the measurement.
     """
     if named:
-        found = []
+        found: list[str] = []
         for item in expand(named, recursive=True, notify=notify):
+            if len(found) == _MOST_SCANS:
+                notify(f"only the first {_MOST_SCANS} scans are used: they stay in memory")
+                break
             try:
                 if isinstance(item, InputError):
                     raise item

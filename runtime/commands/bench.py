@@ -59,7 +59,12 @@ def _percent(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     help="smoke: seconds for each artifact; full: enough queries for the 99th percentile.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all measurements.")
-@click.option("--scans", multiple=True, metavar="PATH", help="Files or folders to measure with. Default: demo scans.")
+@click.option(
+    "--scans",
+    multiple=True,
+    metavar="PATH",
+    help="Files or folders to measure with; of more than 256 scans, the first 256. Default: demo scans.",
+)
 @click.option(
     "--server",
     "server_ms",

@@ -203,6 +203,16 @@ def test_scans_are_those_named_or_golden(tiny_bundle):
         scans_for(bundle, ["nowhere/*.png"])
 
 
+def test_only_so_many_scans_are_held_in_memory(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(benchmark, "_MOST_SCANS", 3)
+    said: list[str] = []
+    scans = [SCAN] * 3
+    assert scans_for(Bundle.open(tiny_bundle), scans, said.append) == scans
+    assert said == []
+    assert scans_for(Bundle.open(tiny_bundle), [*scans, "nowhere.png"], said.append) == scans
+    assert said == ["only the first 3 scans are used: they stay in memory"]
+
+
 @pytest.fixture
 def readings(monkeypatch):
     """A list of changes to the reading of each round, in turn; without changes after its end."""
