@@ -6,6 +6,7 @@ them alike. Every latency counts.
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from .scenarios import PERCENTILES, percentile_bound, queries_needed
 from .throttle import Watch, slow_clock, temperature
 from .workload import Reading, Request
 
+_log = logging.getLogger(__name__)
 # Ratio of the highest to the lowest median of the rounds above which a result is marked as disturbed.
 _NOISY = 1.25
 _TIME_LIMIT = 3600  # seconds for one subject in one round
@@ -280,7 +282,16 @@ class _Run:
             if isinstance(answer, str):
                 self._problems[subject] = answer
             else:
-                self._readings[subject].append(Reading(**answer))
+                reading = Reading(**answer)
+                self._readings[subject].append(reading)
+                _log.info(
+                    "%s, engine %s, provider %s, threads %d; opened in %.0f ms",
+                    subject.artifact.file,
+                    subject.engine,
+                    reading.provider,
+                    reading.threads,
+                    reading.load_ms,
+                )
 
     def report(self) -> Report:
         """Summarize the readings. Raises EngineError if no subject could run."""

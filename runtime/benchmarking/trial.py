@@ -6,6 +6,7 @@ works, ``tune`` how fast it is.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import median
@@ -19,6 +20,7 @@ from mri_edge.engines import Batch, ModelFile, engine_file, open_engine
 
 from .isolated import run_isolated
 
+_log = logging.getLogger(__name__)
 _MIN_RUNS = 3  # on slow machines, even if they exceed the time
 
 
@@ -57,7 +59,20 @@ class Outcome:
 def attempt(trial: Trial, *, time_limit: float) -> Outcome:
     """Run a trial in a new process. Failures there are returned, not raised. ``time_limit`` is in seconds."""
     answer = run_isolated("benchmarking.trial:perform", trial, time_limit=time_limit)
-    return Outcome(answer) if isinstance(answer, str) else Outcome(**answer)
+    if isinstance(answer, str):
+        return Outcome(answer)
+    outcome = Outcome(**answer)
+    if outcome.provider:
+        _log.info(
+            "%s, engine %s, provider %s, threads %d, batch %d; opened in %.0f ms",
+            trial.artifact,
+            trial.engine,
+            outcome.provider,
+            outcome.threads,
+            trial.batch,
+            outcome.open_ms,
+        )
+    return outcome
 
 
 def perform(trial: Trial) -> Outcome:

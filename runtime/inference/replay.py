@@ -7,10 +7,12 @@ The probabilities are those of the artifact itself, so a recalibration changes n
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +29,8 @@ from mri_edge.scans.frame import Pixels, as_rgb
 from mri_edge.scans.readers import dicom, picture
 
 from .prediction import decide, recalibrated
+
+_log = logging.getLogger(__name__)
 
 RECORD = "golden.json"
 ARRAYS = "golden.npz"
@@ -287,8 +291,17 @@ def probabilities_of(
     bundle: Bundle, artifact: Artifact, engine: str, tensors: Pixels, provider: str = "cpu"
 ) -> Probabilities:
     """Run one artifact: uint8 (N, H, W, 3) to float32 (N, classes). Raises EngineError, or ProviderUnavailable."""
+    start = perf_counter()
     with silence_stderr():  # LiteRT announces its delegate there
         opened = open_engine(ModelFile.of(bundle, artifact), engine=engine, provider=provider)
+    _log.info(
+        "%s, engine %s, provider %s, threads %d; opened in %.0f ms",
+        artifact.file,
+        engine,
+        opened.provider,
+        opened.threads,
+        (perf_counter() - start) * 1e3,
+    )
     try:
         return opened.run(tensors)
     finally:

@@ -76,6 +76,26 @@ def test_more_threads_than_cores_are_wrong_usage(tiny_bundle, tmp_path, capfd, c
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["bench", "tune", "verify", "doctor"])
+def test_commands_that_open_several_engines_log_each(tiny_bundle, monkeypatch, capfd, command):
+    from mri_edge.benchmarking import benchmark
+
+    plan = benchmark.Plan(rounds=1, seconds=0.01, queries=1, samples=1)
+    monkeypatch.setitem(benchmark.PROFILES, "smoke", plan)
+    monkeypatch.setenv("MRI_EDGE_PROFILE_DIR", str(tiny_bundle.with_name("profiles")))
+    arguments = {
+        "bench": ["bench", str(tiny_bundle)],
+        "tune": ["tune", "--model", str(tiny_bundle), "--seconds", "0.01", "--batch", "1"],
+        "verify": ["verify", "--model", "small"],  # the tiny bundle has no golden values
+        "doctor": ["doctor", "--model", str(tiny_bundle)],
+    }[command]
+    line = r"model\.onnx, engine onnxruntime, provider CPUExecutionProvider, threads \d+.*; opened in \d+ ms\n"
+    assert run([*arguments, "-v"]) == 0
+    assert re.search(line, capfd.readouterr().err)
+    assert run(arguments) == 0
+    assert not re.search(line, capfd.readouterr().err)
+
+
 @pytest.mark.parametrize("device", ["--device", "--provider"])
 def test_device_is_a_name_of_provider(tiny_bundle, capfd, device):
     assert run(["predict", SCAN, "--json", "--model", str(tiny_bundle), device, "cpu"]) == 0
