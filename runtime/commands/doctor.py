@@ -65,7 +65,8 @@ def doctor(as_json: bool, model: str) -> int:
         _examine(file, provider, bundle)
         for file in engine_files().values()
         if file.MODULE
-        for provider in file.PROVIDERS
+        # Without a model only the library is imported, which says nothing about providers.
+        for provider in (file.PROVIDERS if bundle else file.PROVIDERS[:1])
     ]
     if as_json:
         record = {"machine": facts, "problems": problems, "engines": [asdict(finding) for finding in findings]}

@@ -114,6 +114,8 @@ def test_a_damaged_model_is_never_given_to_a_library(tiny_bundle, capfd):
     found = examine(capfd, "--model", str(tiny_bundle), code=3)
     assert "SHA-256" in found["problems"][0]
     assert not any(row["works"] for row in found["engines"])
+    engines = [row["engine"] for row in found["engines"]]
+    assert len(engines) == len(set(engines)), "providers are told apart by a model only"
 
 
 def test_doctor_exits_4_without_any_engine(tiny_bundle, capfd, monkeypatch):
