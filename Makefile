@@ -28,7 +28,7 @@ PIP_INSTALL = PYTHONWARNINGS='ignore:Editable installation' $(BIN)/python -m pip
 	bench bench-smoke bench-peers lite vgg16 small schema evidence scans docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime  ## classify the demo scans: no TensorFlow, no data set
 	$(BIN)/mri-edge predict examples/
@@ -93,7 +93,7 @@ bench: export MRI_EDGE_DATA = $(abspath $(DATA))
 # OLIVE=python names an interpreter that has olive-ai. Without DATA, only the embedded models are measured.
 # BUSY=1 is for a busy machine. It skips the suites, whose ratios need both cores, and does not judge the claims.
 # The suites also run if claims fail. A failure of either sets the exit code.
-bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure every figure of README again and compare (BUSY=1, OLIVE=python)
+bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## measure the figures of README again and compare (BUSY=1, OLIVE=python)
 	$(BIN)/python -m benchmarks.compare.engines $(if $(OLIVE),--olive $(OLIVE)) $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.cold_start $(if $(BUSY),--busy)
 	$(BIN)/python -m benchmarks.compare.roof $(if $(BUSY),--busy)
@@ -105,7 +105,7 @@ bench: $(VENV)/.bench $(if $(wildcard $(DATA)),bundles/vgg16/model.keras)  ## me
 bundles/vgg16/model.keras: | $(VENV)/.dev
 	$(BIN)/python -m scripts.whole_bundles --data $(DATA)
 
-bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the record, in a minute
+bench-smoke: $(VENV)/.dev  ## compare accuracy and relative latency with the record, in some minutes
 	$(BIN)/python -m benchmarks.guard.smoke
 
 # The second run fails if the fastest run of a step takes over 1.5 times that of the peer: two processes of one program
