@@ -48,11 +48,8 @@ def main() -> None:
             "times_faster": asdict(spread(theirs / own for own, theirs in found)),
         }
         print(name, rows[name], flush=True)
-    save(
-        "training",
-        facts("tensorflow", "keras") | {"rounds": rounds, "disturbed": list(watch.marks()), "rows": rows},
-        committed=options.record,
-    )
+    record = facts("tensorflow", "keras") | {"busy": options.busy, "rounds": rounds}
+    save("training", record | {"disturbed": list(watch.marks()), "rows": rows}, committed=options.record)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def main() -> None:
             rows[key]["joules_per_1000"] = asdict(spread(joules))
         print(f"{rows[key]['scans_per_s']['value']:>8.1f} scans/s  {key}")
     add_ratios(rows, BASELINE, {key: [1 / found[key][0] for found in measured] for key in rows})
-    record = facts("tensorflow", "keras", "pillow") | {"rounds": rounds, "baseline": BASELINE}
+    record = facts("tensorflow", "keras", "pillow") | {"busy": options.busy, "rounds": rounds, "baseline": BASELINE}
     record |= {"energy": meter.source if meter else None, "models": list(embedded_models())}
     save("whole", record | {"disturbed": list(watch.marks()), "rows": rows}, committed=options.record)
 
