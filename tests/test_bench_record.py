@@ -26,17 +26,24 @@ def test_documents_agree_with_the_records():
     assert done.returncode == 0, f"run python -m benchmarks.records.draw\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/speed/benchmarks.md"])
-def test_figure_edited_by_hand_is_detected_in_any_document(tmp_path, file):
+@pytest.mark.parametrize(
+    ("file", "name", "words"),
+    [
+        ("README.md", "tables", "keras.Model.predict"),
+        ("docs/speed/benchmarks.md", "tables", "keras.Model.predict"),
+        ("docs/networks.md", "networks", "| ResNet50 | `onnx` |"),
+    ],
+)
+def test_figure_edited_by_hand_is_detected_in_any_document(tmp_path, file, name, words):
     from benchmarks.records import draw
 
     (tmp_path / "README.md").write_text("# A README without figures\n", encoding="utf-8")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    block = "<!-- benchmarks: tables -->\n<!-- benchmarks: end -->\n"
+    block = f"<!-- benchmarks: {name} -->\n<!-- benchmarks: end -->\n"
     right = draw.drawn(block, tmp_path / file, draw.committed())
     (tmp_path / file).write_text(right, encoding="utf-8")
     assert draw.main(["--check"], root=tmp_path) == 0
-    row = next(line for line in right.splitlines() if "keras.Model.predict" in line)
+    row = next(line for line in right.splitlines() if words in line)
     (tmp_path / file).write_text(right.replace(row, row.replace("0", "1", 1)), encoding="utf-8")
     assert draw.main(["--check"], root=tmp_path) == 1
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.compare.networks                      # all: about half an hour on two cores
     python -m benchmarks.compare.networks --only ResNet50 --formats onnx,tflite
-    python -m benchmarks.compare.networks --record             # also writes the committed record and docs/networks.md
+    python -m benchmarks.compare.networks --record             # also writes the committed record
     python -m benchmarks.compare.networks --record --keep      # the same, but only what the record lacks
 
 Each network runs in a process of its own, one after the other. Weights are random, because nothing is downloaded, but
@@ -16,7 +16,6 @@ met" for int8 says nothing about a trained network; a format that cannot be made
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -43,8 +42,6 @@ NETWORKS = (
     "EfficientNetV2B0",
 )
 SCALED_INSIDE = ("MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny")  # these take 0 to 255
-PAGE = CHECKOUT / "docs" / "networks.md"
-BLOCK = re.compile(r"(<!-- networks: table -->\n).*?(<!-- networks: end -->)", re.DOTALL)
 SIDE = 96  # pixels; the smallest size that all of them take
 PICTURES, CALIBRATION = 96, 24  # the gate compares the other 72: it needs 59 without a changed label
 RUNS = 10  # of one picture on one thread; the fastest counts, because other programs only make a run slower
@@ -84,9 +81,6 @@ def main() -> None:
         save("networks", _record(rows), committed=False)
     if options.record:
         save("networks", _record(rows), committed=True)
-        text = PAGE.read_text(encoding="utf-8")
-        block = "\n".join(table(rows)) + "\n"
-        PAGE.write_text(BLOCK.sub(lambda found: f"{found[1]}{block}{found[2]}", text), encoding="utf-8")
 
 
 def _measured_rows() -> dict[str, Any]:

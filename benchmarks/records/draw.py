@@ -1,10 +1,10 @@
 """Draw tables and plots from the committed records, into ``docs/`` and ``benchmarks/results``.
 
     python -m benchmarks.records.draw            # write them
-    python -m benchmarks.records.draw --check    # write nothing, exit 1 if one differs from the records
+    python -m benchmarks.records.draw --check    # write nothing, exit 1 if a table differs from the records
 
 In README.md and ``docs/**/*.md`` the tables stand between ``<!-- benchmarks: tables -->`` and
-``<!-- benchmarks: end -->``.
+``<!-- benchmarks: end -->``. Plots are not compared: each version of matplotlib draws another file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.compare import roof
+from benchmarks.compare import networks, roof
 from benchmarks.records import server_table, store, training_table, whole_table
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
 
 _BLOCK = r"(<!-- benchmarks: {} -->\n).*?(<!-- benchmarks: end -->)"
 _TABLES = "tables"
 _OTHER_TABLES = {  # by the name of block and record
+    "networks": lambda kind, record: "\n".join(networks.table(record["networks"])),
     "server": server_table.table,
     "training": training_table.table,
     "whole": whole_table.table,
