@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mri_edge import Bundle
+from mri_edge.bundles.bundle import embedded_models
 from mri_edge.bundles.manifest import Artifact, Manifest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -194,7 +195,7 @@ def compare(bundle: Bundle, artifact: Artifact, pixels: Pixels, peers: list[Peer
 def main() -> None:
     """Print the table: one row a peer, one column a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", nargs="*", default=["small", "vgg16"], metavar="BUNDLE")
+    parser.add_argument("bundles", nargs="*", default=embedded_models(), metavar="BUNDLE")
     peers = [peer for peer in PEERS if peer.installed()]
     columns: dict[str, dict[str, str]] = {}
     for name in parser.parse_args().bundles:
