@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,12 @@ def script(name: str, *arguments: object) -> list[str]:
 def program(*arguments: object) -> list[str]:
     """Return the command line of the ``mri-edge`` that is installed beside this Python."""
     return [str(Path(sys.executable).with_name("mri-edge")), *map(str, arguments)]
+
+
+def free_port() -> int:
+    """Return a port of this machine that no program listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def output(command: Sequence[object], *, cwd: Path = CHECKOUT) -> list[str]:

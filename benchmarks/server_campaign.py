@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare.load import binary_body, free_port
-from benchmarks.processes import ENVIRONMENT, SCANS, program
+from benchmarks.compare.load import binary_body
+from benchmarks.processes import ENVIRONMENT, SCANS, free_port, program
 from mri_edge import Classifier
 from mri_edge.inference.prediction import Prediction
 

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -166,12 +165,6 @@ def binary_body(images: np.ndarray) -> tuple[bytes, dict[str, str]]:
     tensor["parameters"] = {"binary_data_size": images.nbytes}
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return header + images.tobytes(), {"Inference-Header-Content-Length": str(len(header))}
-
-
-def free_port() -> int:
-    """Return a port that no program listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare.load import Rate, Requests, Running, binary_body, free_port, latencies, running, saturate
-from benchmarks.processes import SCANS, program, script, wall_seconds
+from benchmarks.compare.load import Rate, Requests, Running, binary_body, latencies, running, saturate
+from benchmarks.processes import SCANS, free_port, program, script, wall_seconds
 from benchmarks.records.store import facts, parse_arguments, save
 from mri_edge import Classifier
 from mri_edge.benchmarking.benchmark import spread

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from benchmarks.processes import free_port
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Artifact, Creation, Manifest, Preprocessing, TensorSpec, Training
 
@@ -105,13 +105,6 @@ def write_series(folder: Path, series: int, slices: int, *, size: int = 256) -> 
     for number, path in enumerate(paths):
         instance(series, number, size=size).save_as(path, enforce_file_format=True)
     return paths
-
-
-def free_port() -> int:
-    """Return a port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:

@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.node.peers import AET, NodeProcess, free_port, make_bundle, wait_for, write_series
+from benchmarks.node.peers import AET, NodeProcess, make_bundle, wait_for, write_series
+from benchmarks.processes import free_port
 
 STORESCU = "/usr/bin/storescu"
 BARE = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -24,6 +23,7 @@ pytest.importorskip("ray", reason="needs the extra archive")
 import pyarrow.dataset as pads
 
 from benchmarks.archive_campaign import campaign
+from benchmarks.processes import free_port
 from mri_edge import Classifier
 from mri_edge.cli import run
 from mri_edge.services.archive import job
@@ -207,9 +207,7 @@ def bucket(tmp_path: Path) -> Iterator[str]:
     """The endpoint of an S3 server with the demo scans in ``archive/mr/``."""
     pytest.importorskip("moto")
     boto3 = pytest.importorskip("boto3")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = (tmp_path / "moto.log").open("w")
     server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
     endpoint = f"127.0.0.1:{port}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.processes import free_port
 from mri_edge import Classifier
 from mri_edge.cli import run
 from mri_edge.errors import InputError
@@ -533,12 +533,6 @@ class Archive:
         data = None if query is None else json.dumps(query).encode()
         with urllib.request.urlopen(self._url + path, data, timeout=30) as answer:  # noqa: S310 (our own server)
             return json.load(answer)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
