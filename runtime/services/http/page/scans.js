@@ -58,8 +58,10 @@ export class Scans {
 
   /** Classify a series again, although it is not axial. */
   classifyAnyPlane(entry) {
-    this._remove(entry);
-    this.add([{ ...entry.job, name: entry.name, anyPlane: true, only: entry.result.id }]);
+    const position = this.entries.indexOf(entry);
+    if (position < 0) return; // it is being classified again already
+    this.entries.splice(position, 1);
+    this.add([{ ...entry.job, name: entry.name, anyPlane: true, only: entry.result }]);
   }
 
   /** Return the layers of a slice with its heatmap. */
@@ -124,8 +126,8 @@ export class Scans {
 
   /** Put the results of one request in the place of its entry. */
   _replace(entry, answers) {
-    const { only: id } = entry.job;
-    const results = id ? answers.filter((result) => result.id === id) : answers;
+    const wanted = answers.filter((result) => !entry.job.only || isSameSeries(result, entry.job.only));
+    const results = wanted.length ? wanted : answers; // otherwise the scan would have no result
     const entries = results.map((result) => {
       const each = results.length === 1 ? entry : entryOf(entry.job, nameOf(result, entry));
       each.state = result.error ? "failed" : "done";
@@ -142,11 +144,10 @@ export class Scans {
     this.entries.splice(position, 1, ...entries);
     this._onChange(results.length === 1 ? "changed" : "replaced", entries);
   }
-
-  _remove(entry) {
-    this.entries.splice(this.entries.indexOf(entry), 1);
-  }
 }
+
+/** Return whether two answers are about one series. The "id" of a series that is not DICOM differs in each answer. */
+const isSameSeries = (one, other) => ["series", "file", "part"].every((key) => one[key] === other[key]);
 
 /** Return the options that name a frame of a file, and the model. */
 function about({ index }, { model }) {

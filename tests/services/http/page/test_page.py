@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -16,6 +18,7 @@ import mri_edge
 from .conftest import EXAMPLES, Page
 
 SCHEMAS = Path(mri_edge.__file__).parent / "inference"
+DEMO = Path(mri_edge.__file__).parent / "services" / "http" / "page" / "demo"
 SERIES = "phantom-series.nii.gz"
 
 
@@ -152,23 +155,67 @@ def test_one_file_with_many_slices_is_a_series(page: Page) -> None:
     page.wait_for_heatmap()
 
 
-def test_series_of_another_plane_is_skipped_until_the_reader_wants_it(page: Page, tmp_path: Path) -> None:
+def coronal_dicom(folder: Path) -> list[Path]:
+    """Write a series of coronal slices, one in each file."""
     pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
     scan = pydicom.dcmread(EXAMPLES / "dicom" / "mni152-slice-2.dcm")
     scan.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
     for number in range(3):
         scan.SOPInstanceUID = scan.file_meta.MediaStorageSOPInstanceUID = f"2.25.{number + 1}"
         scan.ImagePositionPatient = [0, 4 * number, 0]
-        scan.save_as(tmp_path / f"slice-{number}.dcm")
+        scan.save_as(folder / f"slice-{number}.dcm")
+    return sorted(folder.iterdir())
+
+
+def coronal_nifti(folder: Path) -> list[Path]:
+    """Write a volume of coronal slices, which has no identifier."""
+    nibabel = pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    values = np.random.default_rng(5).integers(0, 200, (40, 48, 3)).astype(np.int16)
+    affine = np.array([[2.0, 0, 0, 0], [0, 0, 4, 0], [0, 2, 0, 0], [0, 0, 0, 1]])
+    nibabel.save(nibabel.Nifti1Image(values, affine), folder / "volume.nii")
+    return [folder / "volume.nii"]
+
+
+def zipped_nifti(folder: Path) -> list[Path]:
+    """Pack a coronal volume beside the axial one of the demo."""
+    (volume,) = coronal_nifti(folder)
+    with zipfile.ZipFile(folder / "study.zip", "w") as archive:
+        archive.write(volume, "a/volume.nii")
+        archive.write(DEMO / SERIES, f"b/{SERIES}")
+    return [folder / "study.zip"]
+
+
+@pytest.mark.parametrize("write", [coronal_dicom, coronal_nifti, zipped_nifti])
+def test_series_of_another_plane_is_skipped_until_the_reader_wants_it(
+    page: Page, tmp_path: Path, write: Callable[[Path], list[Path]]
+) -> None:
+    files = write(tmp_path)
     page.open()
-    page.choose(*sorted(tmp_path.iterdir()))
+    page.choose(*files)
     page.wait("document.querySelector('#detail-title')")
+    count = page.run("document.querySelectorAll('#rows li').length")
     assert page.text("#detail-title") == "Not classified"
     assert page.text(".alert") == "Coronal, and the model is for axial slices."
     page.find(".detail button").click()
     page.wait("document.querySelector('.stepper')")
     assert "the training scans of this plane nearly all show a tumor" in page.text(".warnings")
-    assert page.run("document.querySelectorAll('#rows li').length") == 1
+    assert page.run("document.querySelectorAll('#rows li').length") == count
+
+
+def test_second_click_on_a_button_whose_answer_is_on_its_way_changes_nothing(
+    page: Page, tmp_path: Path, healthy: bytes
+) -> None:
+    page.open()
+    page.choose(*coronal_nifti(tmp_path))
+    page.wait("document.querySelector('.alert')")
+    page.drop(("other.jpg", healthy))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 2")
+    page.find("#rows li:first-child button").click()
+    page.driver.execute_script("const again = document.querySelector('.detail button'); again.click(); again.click();")
+    page.wait("document.querySelector('.stepper')")
+    page.wait_for_answer()
+    names = page.run("[...document.querySelectorAll('.row-name')].map((one) => one.textContent)")
+    assert sorted(names) == ["other.jpg", "volume.nii"]
 
 
 def test_model_can_be_chosen_if_the_server_has_several(
