@@ -49,6 +49,7 @@ export class Scans {
   /** Stop what runs, and forget what has no answer yet. Return how many scans that are. */
   cancel() {
     this._queue = [];
+    this._running = 0; // what is aborted counts no longer
     this._controller?.abort();
     this._controller = null;
     const open = this.entries.filter(({ state }) => state === "waiting" || state === "sending");
@@ -88,8 +89,8 @@ export class Scans {
     this._running++;
     const { signal } = this._controller;
     while (this._queue.length && !signal.aborted) await this._classify(this._queue.shift(), signal);
+    if (signal.aborted) return;
     this._running--;
-    this._start(); // what came after the work of before was cancelled
     if (!this.busy) {
       this._controller = null;
       this._onChange("finished", []);

@@ -386,3 +386,25 @@ def test_clearing_removes_every_result(page: Page, healthy: bytes) -> None:
     assert not page.find("#results").is_displayed()
     assert page.find("#demos").is_displayed()
     assert page.run("document.querySelectorAll('#rows li, #detail > *').length") == 0
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize(("button", "spoken"), [("cancel", "Cancelled: 1 scan was not"), ("clear", "The results are")])
+def test_what_ends_the_work_is_the_last_thing_that_the_page_says(
+    page_of: Callable[[str], Page], held: Callable[..., Any], healthy: bytes, others: int, button: str, spoken: str
+) -> None:
+    server = held(released=True)
+    page = page_of(server.url)
+    page.open()
+    if others:
+        page.drop(("answered.jpg", healthy))
+        page.wait_for_answer()
+    server.engine.released.clear()
+    page.drop(("waiting.jpg", healthy))
+    page.wait("document.querySelector('#progress-text').textContent.startsWith('Waiting')")
+    page.find(f"#{button}").click()
+    server.wait_until(lambda: '"reason": "disconnected"' in server.lines)
+    page.wait("document.querySelector('#progress').hidden")
+    assert page.text("#live").startswith(spoken)
+    is_empty = button == "clear" or not others
+    assert page.find("#demos").is_displayed() is is_empty
+    assert page.find("#results").is_displayed() is not is_empty
+    assert page.find("#clear").is_displayed() is not is_empty
