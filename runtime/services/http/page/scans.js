@@ -119,9 +119,11 @@ export class Scans {
       if (answer.skipped?.length) this._onSkipped(answer.skipped);
     } catch (error) {
       if (error.name === "AbortError") return;
-      entry.state = "failed";
-      entry.failure = error.failure ?? { error: `This page failed: ${error.message}`, hint: "Reload it" };
-      this._onChange("changed", [entry]);
+      // Without a token, the page would ask for it again for each scan in the queue.
+      const failed = error.status === 401 ? [entry, ...this._queue.splice(0)] : [entry];
+      const failure = error.failure ?? { error: `This page failed: ${error.message}`, hint: "Reload it" };
+      for (const each of failed) Object.assign(each, { state: "failed", failure });
+      this._onChange("changed", failed);
     }
   }
 

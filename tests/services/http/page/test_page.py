@@ -14,6 +14,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 import mri_edge
+from mri_edge.services.http.security import Guard
 
 from .conftest import EXAMPLES, Page
 
@@ -349,6 +350,26 @@ def test_token_is_asked_for_and_kept_in_memory_only(
     assert page.text("#detail-title") == "no tumour"
     assert page.run("document.documentElement.outerHTML.includes('0123456789abcdef')") is False
     assert stored(page) == {"local": 0, "session": 0, "databases": 0, "caches": 0, "cookies": ""}
+
+
+def test_no_token_for_one_scan_is_none_for_all(
+    page_of: Callable[[str], Page], held: Callable[..., Any], healthy: bytes
+) -> None:
+    """Otherwise a reader who cancels the dialog gets it again for each scan."""
+    page = page_of(held(released=True, guard=Guard(b"0123456789abcdef", local=False)).url)
+    page.open()
+    page.drop(*((f"{number}.jpg", healthy) for number in range(12)))
+    page.wait("document.querySelector('#token').open")
+    page.press(Keys.ESCAPE)
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 12")
+    assert page.run("document.querySelector('#token').open") is False
+    answers = page.run("[...document.querySelectorAll('.row-answer')].map((one) => one.textContent)")
+    assert answers == ["The server needs a token. Try again and enter it."] * 12
+    page.drop(("again.jpg", healthy))
+    page.wait("document.querySelector('#token').open")
+    page.press("0123456789abcdef", Keys.ENTER)
+    page.wait("document.querySelector('#rows li:last-child .row:not(:disabled)')")
+    assert "tumour" in page.text("#rows li:last-child")
 
 
 def stored(page: Page) -> dict[str, Any]:
