@@ -106,8 +106,10 @@ function askForToken(wasWrong) {
     dialog.returnValue = "";
     dialog.onclose = () => {
       asking = null;
-      if (dialog.returnValue === "use" && input.value) {
-        token = input.value;
+      // A copied token may bring invisible characters, which no token has and no header may contain.
+      const given = input.value.replace(/[^\x21-\x7e]/g, "");
+      if (dialog.returnValue === "use" && given) {
+        token = given;
         resolve();
       } else {
         reject(new Refusal("The server needs a token", "Try again and enter it", 401));

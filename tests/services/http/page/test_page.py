@@ -372,6 +372,20 @@ def test_no_token_for_one_scan_is_none_for_all(
     assert "tumour" in page.text("#rows li:last-child")
 
 
+@pytest.mark.parametrize("letter", ["\u200b", "\u00a0", " ", "\u0142"])
+def test_letter_that_no_token_has_does_not_lock_the_page(
+    page_of: Callable[[str], Page], held: Callable[..., Any], healthy: bytes, letter: str
+) -> None:
+    """A token that is copied from a chat or a document may bring invisible letters with it."""
+    page = page_of(held(released=True, guard=Guard(b"0123456789abcdef", local=False)).url)
+    page.open()
+    page.drop(("scan.jpg", healthy))
+    page.wait("document.querySelector('#token').open")
+    page.press(f"0123456789{letter}abcdef{letter}", Keys.ENTER)
+    page.wait_for_answer()
+    assert "tumour" in page.text("#detail-title")
+
+
 def stored(page: Page) -> dict[str, Any]:
     """Return how much the page has stored in the browser."""
     return page.driver.execute_async_script(
