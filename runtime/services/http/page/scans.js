@@ -9,8 +9,9 @@ const MOST_PICTURES = 60; // of how many scans at once pictures are loaded for t
 let nextId = 1;
 
 /**
- * What is known about a scan or a series: "state" is waiting, sending, done or failed. When it is done, "result" is the
- * object of the server, and "kind" says what it is about: slice or series. "layers" are the pictures of a slice.
+ * What is known about a scan or a series: "state" is waiting, sending, done or failed. When it is one of the last two,
+ * "result" is the object of the server. When it is done, "kind" says what it is about: slice or series, and "layers" are
+ * the pictures of a slice.
  */
 function entryOf(job, name = job.name) {
   return { id: nextId++, job, name, state: "waiting", sent: 0, result: null, kind: null, failure: null, layers: null };
@@ -122,7 +123,9 @@ export class Scans {
       // Without a token, the page would ask for it again for each scan in the queue.
       const failed = error.status === 401 ? [entry, ...this._queue.splice(0)] : [entry];
       const failure = error.failure ?? { error: `This page failed: ${error.message}`, hint: "Reload it" };
-      for (const each of failed) Object.assign(each, { state: "failed", failure });
+      for (const each of failed) {
+        Object.assign(each, { state: "failed", failure, result: { file: each.name, ...failure } });
+      }
       this._onChange("changed", failed);
     }
   }

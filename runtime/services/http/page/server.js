@@ -8,11 +8,14 @@ let asking = null; // one dialog for all requests that are refused at the same t
 
 const MOST_TRIES = 6; // of a request that the server is too busy for
 
-/** An error that people can read: the problem, a hint, and the status of HTTP, which is 0 without an answer. */
+/**
+ * An error that people can read: the problem, a hint, and the status of HTTP, which is 0 without an answer. "body" is
+ * the object that the server answered with.
+ */
 export class Refusal extends Error {
-  constructor(error, hint = "", status = 0) {
+  constructor(error, hint = "", status = 0, body = {}) {
     super(error);
-    this.failure = { error, hint };
+    this.failure = { ...body, error, hint };
     this.status = status;
   }
 }
@@ -40,7 +43,8 @@ export async function classify(files, options, { signal, onUpload = () => {} } =
       throw new Refusal(`The server answered with status ${answer.status} and no readable text`, "", answer.status);
     } else if (answer.status >= 400 && !answer.body.results) {
       // with several scans, each result says what is wrong
-      throw new Refusal(answer.body.error ?? `status ${answer.status}`, answer.body.hint ?? "", answer.status);
+      const { error = `status ${answer.status}`, hint = "" } = answer.body;
+      throw new Refusal(error, hint, answer.status, answer.body);
     } else {
       return answer.body;
     }

@@ -311,26 +311,53 @@ def test_many_scans_are_sent_a_few_at_a_time_and_can_be_cancelled(page: Page, he
     assert page.run("document.querySelectorAll('#rows li').length") == 360 - left
 
 
-def test_saved_json_is_what_predict_prints(page: Page, tmp_path: Path, phantom: bytes) -> None:
-    page.open()
+def download(page: Page, folder: Path, button: str, name: str) -> str:
+    """Click a button that saves a file, and return its text."""
     page.driver.execute_cdp_cmd(
-        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path), "eventsEnabled": True}
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder), "eventsEnabled": True}
     )
-    page.drop(("a scan.jpg", phantom))
-    page.wait_for_answer()
-    page.wait_for_heatmap()
-    page.find(".facts button").click()
-    saved = tmp_path / "a_scan.jpg.json"
-    page.wait("document.readyState == 'complete'")
+    page.find(button).click()
+    saved = folder / name
     for _ in range(600):
         if saved.exists() and saved.read_bytes():
             break
         page.driver.execute_async_script("setTimeout(arguments[0], 100)")
-    record = json.loads(saved.read_text(encoding="utf-8"))
+    return saved.read_text(encoding="utf-8")
+
+
+def check_schema(record: dict[str, Any]) -> None:
     jsonschema.validate(record, json.loads((SCHEMAS / "result.schema.json").read_text(encoding="utf-8")))
+
+
+def test_saved_json_is_what_predict_prints(page: Page, tmp_path: Path, phantom: bytes) -> None:
+    page.open()
+    page.drop(("a scan.jpg", phantom))
+    page.wait_for_answer()
+    page.wait_for_heatmap()
+    record = json.loads(download(page, tmp_path, ".facts button", "a_scan.jpg.json"))
+    check_schema(record)
     assert record["label"] == "tumour"
     assert record["file"] == "a scan.jpg"
     assert "picture" not in record
+
+
+def test_all_saved_results_have_a_line_for_each_file(page: Page, tmp_path: Path, healthy: bytes) -> None:
+    """Also for one that cannot be read, as ``predict --json`` prints, and for one that never reached the server."""
+    page.refuses = True
+    page.open()
+    page.drop(("bad.png", b"no picture"), ("good.jpg", healthy))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 2")
+    page.wait_for_answer()
+    page.driver.execute_script("XMLHttpRequest.prototype.send = function () { setTimeout(() => this.onerror()); };")
+    page.drop(("lost.jpg", healthy))
+    page.wait("document.querySelectorAll('#rows .row:not(:disabled)').length == 3")
+    text = download(page, tmp_path, "#save-all", "mri-edge-results.jsonl")
+    bad, good, lost = map(json.loads, text.splitlines())
+    check_schema(bad)
+    check_schema(good)
+    assert [record["file"] for record in (bad, good, lost)] == ["bad.png", "good.jpg", "lost.jpg"]
+    assert bad["code"] == "unsupported"
+    assert lost["error"] == "The connection to the server broke"
 
 
 def test_token_is_asked_for_and_kept_in_memory_only(
@@ -421,6 +448,8 @@ def test_clearing_removes_every_result(page: Page, healthy: bytes) -> None:
     assert not page.find("#results").is_displayed()
     assert page.find("#demos").is_displayed()
     assert page.run("document.querySelectorAll('#rows li, #detail > *').length") == 0
+
+
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize(("button", "spoken"), [("cancel", "Cancelled: 1 scan was not"), ("clear", "The results are")])
 def test_what_ends_the_work_is_the_last_thing_that_the_page_says(
