@@ -56,8 +56,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._await_reading()
 
     def resume_writing(self) -> None:
-        """Stop to wait, because little is buffered."""
-        self._stop_reading()
+        """Stop to wait, because little is buffered; but not if the socket closes only when the rest is received."""
+        if not self._socket.is_closing():
+            self._stop_reading()
         super().resume_writing()
 
     def on_message_begin(self) -> None:
@@ -138,6 +139,12 @@ class BoundedConnection(HttpToolsProtocol):
         self.flow.resume_reading()
         self._discard()
 
+    def close_socket(self) -> None:
+        """Close when the client has received what was written, for which asyncio alone would wait forever."""
+        self._socket.close()
+        if self._reading is None:
+            self._await_reading()
+
     def _refuse_more(self) -> None:
         if self.transport.closing or self._is_discarding:
             self._socket.abort()
@@ -146,7 +153,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _await_headers(self) -> None:
         if not self.transport.closing:
-            self._wait(HEADERS_S, MAX_HEADERS, self._socket.close)
+            self._wait(HEADERS_S, MAX_HEADERS, self.close_socket)
 
     def _discard(self) -> None:
         self._wait(LINGER_S, LINGER_BYTES, self._socket.abort)
@@ -247,4 +254,4 @@ class _Lingering:
         if self._connection.must_linger and not self._transport.is_closing():
             self._connection.linger()
         else:
-            self._transport.close()
+            self._connection.close_socket()

@@ -251,6 +251,61 @@ def test_a_client_that_reads_slowly_gets_its_whole_answer(large_answers, monkeyp
     wait_until_closed(large_answers)
 
 
+@pytest.fixture
+def small_buffers(held, monkeypatch):
+    """A server that sends some KiB to a client that does not read, and whose clients must read some in a second."""
+    connection_made = connection.BoundedConnection.connection_made
+
+    def with_small_buffer(self, transport):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection_made(self, transport)
+
+    async def answer(scope, receive, send):
+        size = int(scope["path"][1:])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    monkeypatch.setattr(connection.BoundedConnection, "connection_made", with_small_buffer)
+    monkeypatch.setattr(connection, "READING_S", 1.0)
+    monkeypatch.setattr(connection, "HEADERS_S", 0.5)
+    server = held(released=True)
+    monkeypatch.setattr(server.server.config, "loaded_app", answer)
+    monkeypatch.setattr(server.server.config, "timeout_keep_alive", 1)
+    return server
+
+
+# uvicorn stops to send at 64 KiB that the client has not received, and goes on at 16 KiB.
+@pytest.mark.parametrize(("size", "received"), [(48 << 10, 0), (100 << 10, 0), (100 << 10, 78 << 10)])
+@pytest.mark.parametrize("then", [b"Connection: close\r\n\r\n", b"\r\n", b"\r\n\r\n"])
+def test_a_client_that_does_not_read_the_end_of_an_answer_is_disconnected(small_buffers, size, received, then):
+    """Whether the connection is closed behind the answer, or later, because no other request arrives."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", small_buffers.port))
+        sock.sendall(b"GET /%d HTTP/1.1\r\nHost: localhost\r\n" % size + then)
+        sock.settimeout(TIMEOUT_S)
+        assert sock.recv(1, socket.MSG_PEEK)
+        left = received
+        while left > 0:
+            left -= len(sock.recv(left))
+        wait_until_closed(small_buffers)
+
+
+@pytest.mark.parametrize("then", [b"Connection: close\r\n\r\n", b"\r\n"])
+def test_a_client_gets_the_end_of_its_answer_after_the_server_has_closed(small_buffers, then):
+    size, start = 48 << 10, time.monotonic()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", small_buffers.port))
+        sock.sendall(b"GET /%d HTTP/1.1\r\nHost: localhost\r\n" % size + then)
+        received = 0
+        while piece := sock.recv(2 << 10):
+            received += len(piece)
+            time.sleep(0.15)
+    assert received > size
+    assert time.monotonic() - start > 2 * connection.READING_S
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_small_writes_are_sent_at_once(host):
     """With Nagle's algorithm the second write of an answer waits about 40 ms for the client's acknowledgement."""
