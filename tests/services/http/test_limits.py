@@ -272,21 +272,37 @@ def test_a_slow_handshake_is_not_waited_for(held, monkeypatch, certificate, star
             assert connection.recv(1000) == b""
 
 
-def test_the_log_says_when_there_are_no_files_for_connections(serve):
+def allow_more_files(pid, count):
+    """Let a process open only this many files in addition to those that it has open."""
     resource = pytest.importorskip("resource")
     if not hasattr(resource, "prlimit"):
         pytest.skip("needs prlimit")
+    most = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()) + count
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+
+
+def test_the_log_says_when_there_are_no_files_for_connections(serve):
     server = serve("--model", "small")
     address = ("127.0.0.1", int(server.wait_until_ready().rpartition(":")[2]))
-    pid = server.process.pid
-    most = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()) + 10
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    allow_more_files(server.process.pid, 10)
     with ExitStack() as stack:
         for _ in range(50):
             stack.enter_context(socket.create_connection(address))
         server.wait_for("error new connections cannot be accepted: Too many open files")
     assert httpx.get(f"{server.url}/v2", timeout=TIMEOUT_S).status_code == 200
     assert server.log.count("cannot be accepted") == 1  # asyncio reports it thousands of times
+
+
+@pytest.mark.parametrize("size", [1_100_000, 4_200_000])
+def test_a_form_with_many_files_needs_few_open_files(serve, examples, size):
+    server = serve("--model", "small", "--max-upload", "64")
+    url = server.wait_until_ready()
+    allow_more_files(server.process.pid, 30)
+    scan = (examples / "phantom-1.jpg").read_bytes()
+    files = [("scan", (f"{number}.jpg", scan.ljust(size, b"\0"))) for number in range(60_000_000 // size)]
+    response = httpx.post(f"{url}/v1/classify", files=files, timeout=TIMEOUT_S)
+    assert response.status_code == 200, server.log
+    assert len(response.json()["results"]) == len(files)
 
 
 def test_a_large_body_of_a_short_request_is_no_header(held, images, binary):

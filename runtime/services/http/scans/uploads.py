@@ -154,6 +154,8 @@ async def receive(exchange: Exchange, upload: Upload, pool: Executor) -> None:
 async def _receive_form(exchange: Exchange, upload: Upload, pool: Executor) -> None:
     headers = Headers(raw=exchange.scope["headers"])
     parser = MultiPartParser(headers, exchange.stream(), max_files=MAX_FILES, max_fields=16, max_part_size=_MAX_TEXT)
+    # Each larger file stays an open file on the disk until the form is read: at most 32, of all bodies together.
+    parser.spool_max_size = upload.store.limits.held_bytes // 32
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, UnicodeError) as error:
