@@ -89,6 +89,17 @@ def test_the_server_starts_an_existing_command_on_the_port_that_the_unit_allows(
     assert int(stop.removesuffix("s")) > context.params["timeout"]
 
 
+@pytest.mark.parametrize(("page", "unit", "extra"), [("server", SERVER, "serve"), ("node", NODE, "node")])
+def test_the_page_installs_what_the_service_needs(page: str, unit: Path, extra: str) -> None:
+    text = (DEPLOY.parent / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```\w+\n(.*?)```", text, re.S) if f"{unit.name} /etc/" in block]
+    [extras] = re.findall(r"pip install '\.\[([\w,]+)\]'", block)
+    assert extra in extras.split(",")
+    assert "sysusers.d/" in block
+    assert _settings(unit, "ExecStart")[0].startswith("/opt/mri-edge/bin/")
+    assert "python3 -m venv /opt/mri-edge\n" in block
+
+
 @pytest.mark.parametrize("file", ["compose.yaml", "kserve.yaml"])
 def test_containers_start_an_existing_command_with_a_token(file: str) -> None:
     yaml = pytest.importorskip("yaml")
