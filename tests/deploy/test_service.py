@@ -16,6 +16,7 @@ from mri_edge.commands.services.node import node
 from mri_edge.commands.services.serve import serve
 from mri_edge.commands.services.watch import watch
 from mri_edge.errors import BundleError, EngineError, UsageError
+from mri_edge.services.http.limits import Limits
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 UNIT = DEPLOY / "mri-edge-watch.service"
@@ -98,6 +99,16 @@ def test_the_page_installs_what_the_service_needs(page: str, unit: Path, extra: 
     assert "sysusers.d/" in block
     assert _settings(unit, "ExecStart")[0].startswith("/opt/mri-edge/bin/")
     assert "python3 -m venv /opt/mri-edge\n" in block
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern"), [("mri-edge-serve.service", r"^MemoryMax=(\d+)G$"), ("compose.yaml", r"^ +mem_limit: (\d+)g$")]
+)
+def test_the_memory_is_enough_for_uploads_in_a_folder_in_memory(file: str, pattern: str) -> None:
+    [allowed] = re.findall(pattern, (DEPLOY / file).read_text(encoding="utf-8"), re.M)
+    limits = Limits()
+    others = (150 + 500) << 20  # the program with a model, and a picture that is decoded
+    assert int(allowed) << 30 >= limits.held_bytes + limits.unpacked_bytes + others
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "kserve.yaml"])
