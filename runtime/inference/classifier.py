@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle, islice
@@ -368,9 +368,14 @@ class Classifier:
         results = classify_slices(planned, self, batch_size=batch_size, workers=workers)
         return combine(planned, results, what_ran(self))
 
-    def infer(self, frames: Sequence[Prepared], *, explain: bool = False) -> list[Prediction]:
-        """Classify frames that ``preparing.prepare`` returned, in one run of the engine. Errors as for ``predict``."""
-        return list(self._infer(frames, explain=explain))
+    def infer(
+        self, frames: Sequence[Prepared], *, explain: bool = False, check: Callable[[], None] | None = None
+    ) -> list[Prediction]:
+        """Classify frames that ``preparing.prepare`` returned, in one run of the engine. Errors as for ``predict``.
+
+        ``check`` is called before each further run of an explanation, and ends the work if it raises.
+        """
+        return list(self._infer(frames, explain=explain, check=check))
 
     def predict_tensors(self, batch: Pixels) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
         """Classify tensors of the network's size, without any check of the pictures in them.
@@ -432,16 +437,18 @@ class Classifier:
         for result in batch:
             yield next(predictions) if isinstance(result, Prepared) else result
 
-    def _infer(self, prepared: Sequence[Prepared], *, explain: bool) -> Iterator[Prediction]:
+    def _infer(
+        self, prepared: Sequence[Prepared], *, explain: bool, check: Callable[[], None] | None = None
+    ) -> Iterator[Prediction]:
         batch = np.stack([scan.frame.pixels for scan in prepared])
-        check = self._distribution_check
+        distribution = self._distribution_check
         start = perf_counter()
-        outputs = self._run(batch, self._offered(FEATURES) if check else [])
+        outputs = self._run(batch, self._offered(FEATURES) if distribution else [])
         infer_ms = (perf_counter() - start) * 1e3 / len(prepared)
         manifest = self.bundle.manifest
         unlike_training: list[tuple[ResultWarning, ...]] = [()] * len(prepared)
-        if check and FEATURES in outputs:
-            unlike_training = check.warnings_for(outputs[FEATURES])
+        if distribution and FEATURES in outputs:
+            unlike_training = distribution.warnings_for(outputs[FEATURES])
         probabilities, chosen = self._decide(outputs)
         labels, model = manifest.labels, manifest.title
         sensitive = self._display_warnings([scan.frame for scan in prepared], probabilities)
@@ -465,7 +472,7 @@ class Classifier:
                 tuned=self.tuned,
                 latency_ms=Latency(scan.decode_ms, scan.resize_ms, infer_ms),
                 warnings=self._warnings + scan.warnings + unlike + displayed,
-                heatmap=self._explain(scan.frame.pixels, explained) if explain else None,
+                heatmap=self._explain(scan.frame.pixels, explained, check) if explain else None,
                 hot_spot=self._hot_spot,
                 explained=labels[explained] if explain else None,
                 pixels=scan.original,
@@ -526,13 +533,15 @@ class Classifier:
         """Return those of these outputs that the artifact has."""
         return [output.name for output in self.engine.outputs if output.name in names]
 
-    def _explain(self, pixels: Pixels, label: int) -> NDArray[np.float32]:
+    def _explain(self, pixels: Pixels, label: int, check: Callable[[], None] | None) -> NDArray[np.float32]:
         """Explain one scan: float32 (h, w), in log-odds that the artifact gives, before a recalibration."""
         from .explanation import explain, log_odds_of
 
         names = self._offered(CONTRIBUTIONS, EXPLAINED)
 
         def log_odds(batch: Pixels) -> NDArray[np.float64]:
+            if check is not None:
+                check()
             return log_odds_of(self._run(batch, [])[self.engine.outputs[0].name], label)
 
         def contributions(batch: Pixels) -> NDArray[np.float32] | None:

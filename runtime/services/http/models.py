@@ -111,9 +111,9 @@ class ServedModel:
             message = f"{self.name} is not ready: it is being opened and checked. Try again later"
             raise RequestRefused(503, "not_ready", message, headers=((b"retry-after", b"1"),))
 
-    def explain(self, scans: Sequence[Prepared]) -> list[Prediction]:
-        """Classify frames with heatmaps, each about 140 runs, in the calling thread."""
-        predictions = self.classifier.infer(scans, explain=True)
+    def explain(self, scans: Sequence[Prepared], check: Callable[[], None]) -> list[Prediction]:
+        """Classify frames with heatmaps, each about 140 runs, in the calling thread. ``check`` may raise to end it."""
+        predictions = self.classifier.infer(scans, explain=True, check=check)
         self._count(predictions)
         return predictions
 

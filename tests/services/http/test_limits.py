@@ -340,6 +340,23 @@ def test_long_work_ends_when_its_client_has_gone(held, zip_of, examples):
     assert sum(server.engine.batches) <= 8  # only the batch that was running
 
 
+@pytest.mark.parametrize("timeout", ["", "&timeout=0.5"])
+def test_a_heatmap_ends_when_nobody_waits_for_it(held, examples, timeout):
+    """Its about 140 runs would delay the heatmaps of others."""
+    server = held()
+    scan = (examples / "phantom-1.jpg").read_bytes()
+    with suppress(httpx.ReadTimeout):
+        patience = httpx.Timeout(TIMEOUT_S, read=None if timeout else 1.0)
+        httpx.post(f"{server.url}/v1/classify?heatmap=1{timeout}", content=scan, timeout=patience)
+    assert server.engine.running.is_set()
+    server.wait_until(lambda: inside(server) == 0)
+    server.engine.released.set()
+    server.wait_until(lambda: server.app.gate._bodies.held == 0)  # the thread has ended
+    assert len(server.engine.batches) == 1  # only the run that was in progress
+    answer = httpx.post(f"{server.url}/v1/classify?heatmap=1", content=scan, timeout=TIMEOUT_S)
+    assert "explanation" in answer.json()
+
+
 def test_files_of_a_request_that_expires_while_they_are_written_are_removed(
     held, monkeypatch, tmp_path, zip_of, examples
 ):

@@ -28,7 +28,10 @@ _BATCH = 8  # frames that are prepared together
 
 
 class ScanWork:
-    """The work for one request. It ends at the next frame when ``stopped`` is set, or at the deadline."""
+    """The work for one request. It ends when ``stopped`` is set, or at the deadline.
+
+    Then it ends at the next frame, and a heatmap at the next run of the engine.
+    """
 
     def __init__(self, model: ServedModel, options: Options, deadline: float, stopped: Event) -> None:
         self._model = model
@@ -91,7 +94,7 @@ class ScanWork:
         keep_pixels = options.picture or options.heatmap
         prepared = prepare(waiting, classifier.bundle.manifest.preprocessing, keep_pixels=keep_pixels)
         if options.heatmap:  # not in the engine's thread, where other requests would wait for its 140 runs
-            yield from self._model.explain(prepared)
+            yield from self._model.explain(prepared, self._check)
         else:
             yield from self._model.batcher.run_from_thread(SCANS, prepared, self._deadline)
 
