@@ -194,6 +194,18 @@ def test_a_heatmap_comes_with_its_measured_score(client, examples):
         assert (other["overlay"] is None) == (other["maximum"] < 1)  # where nothing stands out, nothing is drawn
 
 
+def test_the_pictures_of_a_series_are_bounded(held, monkeypatch):
+    import httpx
+
+    from mri_edge.services.http.scans import long_work
+
+    monkeypatch.setattr(long_work, "_PICTURES", 1)
+    with httpx.Client(base_url=held(released=True).url, timeout=60) as client:
+        answer = client.post(f"{CLASSIFY}?by=series&picture=1", files={"f": ("brain.nii", volume())}).json()
+    assert len(answer["slices"]) == 12
+    assert ["picture" in piece for piece in answer["slices"]].count(True) == 1
+
+
 def test_the_picture_is_the_section_that_the_network_gets(client, small, examples):
     file = (examples / "phantom-2.jpg").read_bytes()
     answer = client.post(f"{CLASSIFY}?picture=1", content=file).json()

@@ -25,6 +25,7 @@ from .results import Options, as_dict, png, section
 from .uploads import Upload
 
 _BATCH = 8  # frames that are prepared together
+_PICTURES = 32 << 20  # characters of base64 in one answer, which is in memory several times while it is sent
 
 
 class ScanWork:
@@ -40,6 +41,7 @@ class ScanWork:
         self._stopped = stopped
         self._frames = 0
         self._pictures: dict[tuple[str | None, int], str] = {}
+        self._left = _PICTURES
 
     def run(self, upload: Upload) -> list[dict[str, Any]]:
         """Return a result for each frame, series or study, as JSON. Raises RequestRefused and MriEdgeError."""
@@ -108,8 +110,10 @@ class ScanWork:
                 sources = dict.fromkeys(facts.source for facts in series.slices if facts.source not in seen)
                 seen.update(sources)
                 for result in self._classify(sources, options_for(series, classifier.reading)):
-                    if isinstance(result, Prediction) and result.pixels is not None:
-                        self._pictures[result.source, result.index] = png(section(result.pixels))
+                    if isinstance(result, Prediction) and result.pixels is not None and self._left > 0:
+                        picture = png(section(result.pixels))
+                        self._pictures[result.source, result.index] = picture
+                        self._left -= len(picture)
                     yield result
 
         answers: Iterator[SeriesPrediction | StudyPrediction | Failure]
