@@ -56,8 +56,19 @@ def test_results_fit_the_schema_of_the_description(client, document, examples):
     assert not validator.is_valid({"label": "tumour"})
 
 
+@pytest.mark.parametrize("names", [("a.jpg",), ("a.jpg", "b.jpg")])
+def test_failures_fit_the_schema_of_the_description(client, document, names):
+    jsonschema = pytest.importorskip("jsonschema")
+    answer = client.post("/v1/classify", files=[("scan", (name, b"no picture")) for name in names])
+    described = document["paths"]["/v1/classify"]["post"]["responses"][str(answer.status_code)]
+    assert answer.status_code in (415, 422)
+    schema = described["content"]["application/json"]["schema"]
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(answer.json())
+
+
 def test_the_page_of_the_description_needs_nothing_from_elsewhere(client, document):
     page = client.get("/docs").text
+    assert not re.search(r"(src|href)=\"/", page)  # a proxy may serve it below a path
     for path in document["paths"]:
         assert f"<code>{path}</code>" in page
     assert "not a medical device" in page

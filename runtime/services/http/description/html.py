@@ -35,13 +35,13 @@ def page(document: dict[str, Any]) -> bytes:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(info["title"])} {escape(info["version"])}: routes</title>
-<link rel="stylesheet" href="/docs.css">
+<link rel="stylesheet" href="docs.css">
 </head>
 <body>
 <main>
 <h1>{escape(info["title"])} {escape(info["version"])}</h1>
 <p class="notice">{escape(NOTICE)}</p>
-<p><a href="/">The page for people</a> · <a href="/openapi.json">This description as OpenAPI 3.1</a></p>
+<p><a href="./">The page for people</a> · <a href="openapi.json">This description as OpenAPI 3.1</a></p>
 <h2>Examples</h2>
 <pre>{escape(_EXAMPLES)}</pre>
 <h2>Routes</h2>

@@ -31,6 +31,7 @@ _REASONS = {
 }
 _EVERYWHERE = ("401", "403", "421", "500")
 _BUSY = ("400", "408", "413", "415", "422", "429", "503", "504")
+_FAILED = ("413", "415", "422")  # also if each of several scans failed: then the answer has their results
 _JSON, _OCTETS = "application/json", "application/octet-stream"
 
 
@@ -46,7 +47,7 @@ def document(models: dict[str, str]) -> dict[str, Any]:
             "description": f"{NOTICE} Errors are objects with the key `error`; `/metrics` counts their reasons.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": "/"}],
+        "servers": [{"url": "."}],
         "tags": [
             {"name": "scans", "description": "Whole scans"},
             {"name": "inference", "description": "Open Inference Protocol v2, as KServe and Triton speak it"},
@@ -78,8 +79,12 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _described(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
 def _error(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {_JSON: {"schema": _ref("error")}}}
+    return _described(description, _ref("error"))
 
 
 def _errors(*codes: str) -> dict[str, Any]:
@@ -136,8 +141,9 @@ def _classify(models: list[str]) -> dict[str, Any]:
             "content": {_OCTETS: {}, "multipart/form-data": {"schema": form}},
         },
         "responses": {
-            "200": {"description": "The results.", "content": {_JSON: {"schema": answer}}},
+            "200": _described("The results.", answer),
             **_errors("404", *_BUSY),
+            **{code: _described(_REASONS[code], {"anyOf": [_ref("error"), results]}) for code in _FAILED},
         },
     }
 
