@@ -40,7 +40,7 @@ class Exchange:
     received
         Bytes of the body.
     model, frames, reason
-        For the log: the name of a model that is served, how many frames were classified, and why there is no result.
+        For the log: the name of a model that is served, how many results were sent, and why there is none.
         None of them may come from the content of a scan, or name a file.
     """
 
@@ -89,7 +89,8 @@ class Exchange:
             return None
         if self._complete:
             return expired()
-        return RequestRefused(408, "slow_body", "the body did not arrive in time", headers=CLOSE)
+        message = "the body did not arrive in time. Send fewer or smaller files, or raise --timeout of the server"
+        return RequestRefused(408, "slow_body", message, headers=CLOSE)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. Its bytes count toward the budget until the exchange is closed.

@@ -15,6 +15,7 @@ from mri_edge.inference.prediction import Prediction
 from mri_edge.inference.preparing import Prepared
 from mri_edge.inference.replay import replay
 from mri_edge.scans.frame import Pixels
+from mri_edge.services.model_check import check_model
 
 from .batching import Batcher, Run
 from .errors import RequestRefused
@@ -82,9 +83,7 @@ class ServedModel:
                 f"{self.bundle.manifest.title}: {check.subject} does not give its golden values ({check.detail})",
                 f"Run: mri-edge verify {self.name}",
             )
-        preprocessing = self.bundle.manifest.preprocessing
-        blank = np.zeros((preprocessing.height, preprocessing.width, 3), np.uint8)
-        classifier.predict(blank)  # imports what the first scan needs
+        check_model(classifier)  # and import what the first scan needs
         info = self.version, classifier.artifact.sha256[:12], classifier.engine.name, classifier.engine.provider
         self._all_metrics.model_info.labels(self.name, *info).set(1)
         ran = f"{self.bundle.manifest.title}, {classifier.artifact.file}, {classifier.engine.provider}"

@@ -79,7 +79,8 @@ class Guard:
             message = "the Host header must name this machine, such as localhost. A proxy must set it, or use a token"
             raise RequestRefused(421, "host", message, headers=CLOSE)
         if b"origin" in headers and headers[b"origin"].rpartition(b"/")[2] != headers.get(b"host"):
-            raise RequestRefused(403, "origin", "requests from pages of other sites are refused", headers=CLOSE)
+            message = "requests from pages of other sites are refused. A proxy must pass the Host header on unchanged"
+            raise RequestRefused(403, "origin", message, headers=CLOSE)
         if self.token is None or path in _OPEN or path.startswith(_OPEN_FOLDER):
             return
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")

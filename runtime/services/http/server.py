@@ -152,7 +152,7 @@ def serve(app: App, address: Address, limits: Limits) -> bool:
         config.load()
     except OSError as error:  # ssl.SSLError is one
         raise UsageError(
-            f"{address.tls_cert}: not a certificate with its key ({error.strerror or error})",
+            f"{address.tls_cert}, {address.tls_key}: not a certificate with its key ({error.strerror or error})",
             "Name PEM files that match, and a key without a pass phrase",
         ) from error
     server = _Server(config, app)
