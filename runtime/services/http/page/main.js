@@ -177,8 +177,8 @@ function spoken(entry) {
   const { result } = entry;
   if (entry.state === "failed") return `${entry.name}: no answer. ${sentence(entry.failure.error)}`;
   if (result.skipped) return `${entry.name}: not classified. ${sentence(result.skipped.message)}`;
-  if (entry.kind === "series")
-    return `${entry.name}: ${result.label ?? "no answer"}, score ${figure(result.score ?? 0)}.`;
+  if (entry.kind === "series" && result.score === null) return `${entry.name}: no answer.`;
+  if (entry.kind === "series") return `${entry.name}: ${result.label}, score ${figure(result.score)}.`;
   const shown = result.positive ?? result.label;
   const warnings = result.warnings.length ? ` ${counted(result.warnings.length, "warning")}.` : "";
   return `${entry.name}: ${result.label}, probability of ${shown} ${figure(result.probabilities[shown])}.${warnings}`;

@@ -156,6 +156,16 @@ def test_one_file_with_many_slices_is_a_series(page: Page) -> None:
     page.wait_for_heatmap()
 
 
+def test_series_without_an_answer_is_announced_without_a_score(page: Page, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="needs the extra 'nifti'")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((40, 48, 3), np.int16), np.diag((2, 2, 4, 1))), tmp_path / "blank.nii")
+    page.open()
+    page.choose(tmp_path / "blank.nii")
+    page.wait("document.querySelector('#live').textContent")
+    page.wait_for_answer()
+    assert page.text("#live") == "blank.nii: no answer."
+
+
 def coronal_dicom(folder: Path) -> list[Path]:
     """Write a series of coronal slices, one in each file."""
     pydicom = pytest.importorskip("pydicom", reason="needs the extra 'dicom'")
