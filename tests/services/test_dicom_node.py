@@ -147,6 +147,42 @@ def test_late_slices_get_a_new_report_that_names_the_earlier_one(make_node, arch
         assert len(evidence) == count
 
 
+ONE_PART_POSITIVE = """
+import sys
+from dataclasses import replace
+from mri_edge.cli import main
+from mri_edge.services.dicom import node
+combine = node.combine
+
+def combine_parts(*arguments):
+    for result in combine(*arguments):
+        first_echo = min(facts.echo or 0 for facts in result.series.slices) < 20
+        yield replace(result, label="tumour" if first_echo else "no tumour")
+
+node.combine = combine_parts
+main(sys.argv[1:])
+"""
+
+
+def test_a_report_names_only_an_earlier_one_on_the_same_part_of_a_series(make_node, archive) -> None:
+    """Two echoes have one series identifier. The negative one never had a report, and must not get one later."""
+    node = make_node("--settle", 1, "--send-to", archive.address)
+    node.start(program=(sys.executable, "-c", ONE_PART_POSITIVE))
+    echoes = [
+        [peers.instance(1, 10 * echo + number, size=64, EchoTime=10 * echo) for number in range(4)] for echo in (1, 2)
+    ]
+    send(node.port, *echoes[0][:3], *echoes[1][:3])
+    peers.wait_for(lambda: archive.received, "the report on the first echo")
+    send(node.port, *(echo[3] for echo in echoes))
+    peers.wait_for(lambda: list((node.spool / "sent").glob("*-2")), "the second answer is delivered")
+    first, second = archive.received
+    (study,) = second.PredecessorDocumentsSequence
+    assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == first.SOPInstanceUID
+    evidence = second.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    expected = {str(dataset.SOPInstanceUID) for dataset in echoes[0]}
+    assert {str(item.ReferencedSOPInstanceUID) for item in evidence} == expected
+
+
 def test_a_series_that_cannot_be_moved_does_not_hold_up_others(make_node, archive) -> None:
     soon = "import sys; from mri_edge.cli import main; from mri_edge.services.dicom import node; node._MOVE_S = 0.2"
     node = make_node("--settle", 0.5, "--send-to", archive.address)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,19 @@ def test_the_latest_answer_is_found_wherever_it_is(answers: Answers, spool: Spoo
     record = json.loads((spool.sent / "s-2" / "answer.json").read_text())
     assert (record["results"], record["problems"]) == ([{"label": "tumour"}], ["a problem"])
     assert "not a medical device" in record["notice"]
+
+
+def test_a_report_keeps_the_slices_that_it_is_about(answers: Answers, spool: Spool) -> None:
+    (report,) = objects("sr-1.dcm")
+    answers.write("s", 1, "one", [], [], [replace(report, slices=("1.1#0", "1.2#0"))])
+    (answer,) = answers.of("s")
+    assert [report.slices for report in answer.reports] == [{"1.1#0", "1.2#0"}]
+    path = spool.outbox / "s-1" / "answer.json"
+    record = json.loads(path.read_text())
+    del record["objects"][0]["slices"]  # as an earlier version wrote it
+    path.write_text(json.dumps(record))
+    (answer,) = answers.of("s")
+    assert [(report.instance, report.slices) for report in answer.reports] == [("2.25.0", frozenset())]
 
 
 def test_answers_are_found_beyond_those_that_were_deleted(answers: Answers, spool: Spool) -> None:

@@ -41,19 +41,22 @@ class Answer:
     instances
         Hash over the instances that were classified.
     objects
-        What there is to send: file, study, series, sop_class and instance of each object.
+        What there is to send: file, study, series, sop_class and instance of each object, and the slices of a report.
     """
 
     folder: Path
     number: int
     instances: str
-    objects: tuple[dict[str, str], ...]
+    objects: tuple[dict[str, Any], ...]
 
     @property
     def reports(self) -> list[Predecessor]:
         """The structured reports among the objects."""
         return [
-            Predecessor(**{key: found[key] for key in ("study", "series", "sop_class", "instance")})
+            Predecessor(
+                **{key: found[key] for key in ("study", "series", "sop_class", "instance")},
+                slices=found.get("slices", frozenset()),  # answers of earlier versions have none
+            )
             for found in self.objects
             if found["file"].startswith("sr-")
         ]
@@ -110,6 +113,7 @@ class Answers:
                     "series": item.series,
                     "sop_class": item.sop_class,
                     "instance": item.instance,
+                    "slices": item.slices,
                 }
                 for item in objects
             ],
@@ -168,7 +172,10 @@ def _read(folder: Path) -> Answer | None:
     """Return the answer in a folder; None if it is gone or is no answer."""
     try:
         record = json.loads((folder / RECORD).read_bytes())
-        objects = tuple({str(name): str(value) for name, value in found.items()} for found in record["objects"])
+        objects = tuple(
+            {name: frozenset(value) if name == "slices" else str(value) for name, value in found.items()}
+            for found in record["objects"]
+        )
         return Answer(folder, int(record["number"]), str(record["instances"]), objects)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

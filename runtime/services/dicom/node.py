@@ -19,13 +19,13 @@ from mri_edge.inference.series import Plane, SeriesPrediction, classify_slices, 
 from mri_edge.scans.headers import slice_facts
 from mri_edge.scans.readers import dicom
 from mri_edge.services.dicom_results.objects import ResultObject
-from mri_edge.services.dicom_results.origin import Predecessor
+from mri_edge.services.dicom_results.origin import Predecessor, slice_keys
 from mri_edge.services.dicom_results.results import DicomResults
 from mri_edge.services.in_progress import MAX_CRASHES, InProgress, crashed
 from mri_edge.services.systemd import Heartbeat
 from mri_edge.storage.lock import locked
 
-from .answers import Answers
+from .answers import Answer, Answers
 from .counters import Counters
 from .delivery import Archive, Delivery
 from .receiver import Receiver
@@ -212,9 +212,7 @@ class Node:
         if not earlier or earlier[0].instances != instances:
             crashes = self._in_progress.begin(key, instances)
             try:
-                # The last answer may have none, and then the archive still has those of the one before.
-                reports = next((answer.reports for answer in earlier if answer.reports), [])
-                outcome = self._outcome(key, files, reports, crashes)
+                outcome = self._outcome(key, files, earlier, crashes)
                 number = self.answers.next_number(key)
                 self.answers.write(key, number, instances, outcome.results, outcome.problems, outcome.objects)
             except (MriEdgeError, KeyboardInterrupt, _Stopped):  # an orderly end; any other one counts as a crash
@@ -235,21 +233,21 @@ class Node:
                 self._report(f"{error.problem}. {error.hint}. The node tries again every {_MOVE_S:.0f} seconds")
             series.retry_at = time.monotonic() + _MOVE_S
 
-    def _outcome(self, key: str, files: Sequence[Path], reports: Sequence[Predecessor], crashes: int) -> _Outcome:
+    def _outcome(self, key: str, files: Sequence[Path], earlier: Sequence[Answer], crashes: int) -> _Outcome:
         """Classify a series, unless that ended the program too often."""
         outcome = _Outcome()
         if crashes >= MAX_CRASHES:
             self._note(outcome, key, crashed("the series", "series", crashes).problem, "crashed")
             return outcome
         try:
-            return self._classify(key, files, reports)
+            return self._classify(key, files, earlier)
         except (MriEdgeError, MemoryError, _Stopped):
             raise
         except Exception as error:  # noqa: BLE001 (otherwise it would end the program again at each start)
             self._note(outcome, key, fault(error), "failed")
             return outcome
 
-    def _classify(self, key: str, files: Sequence[Path], reports: Sequence[Predecessor]) -> _Outcome:
+    def _classify(self, key: str, files: Sequence[Path], earlier: Sequence[Answer]) -> _Outcome:
         outcome = _Outcome()
         for result in self._predict([str(path) for path in files]):
             if isinstance(result, Failure):
@@ -260,7 +258,7 @@ class Node:
                 self._note(outcome, key, f"not classified: {result.skipped}", "skipped")
                 continue
             try:
-                objects = self._results.of(result, reports)
+                objects = self._results.of(result, _reports_on(result, earlier))
             except InputError as error:
                 self._note(outcome, key, error.problem, "failed")
                 continue
@@ -321,3 +319,16 @@ class Node:
         if self._problem is not None:
             self._problem = None
             self._report("the node continues")
+
+
+def _reports_on(result: SeriesPrediction, earlier: Sequence[Answer]) -> list[Predecessor]:
+    """Return the last reports on slices of a result, among the answers for its series identifier, the last one first.
+
+    The numbers of parts may change with more instances, so parts are compared by their slices. The last answer may have
+    no report, and then the archive still has those of the one before.
+    """
+    slices = set(slice_keys(result))
+    for answer in earlier:
+        if reports := [report for report in answer.reports if not report.slices or slices & report.slices]:
+            return reports
+    return []

@@ -34,7 +34,10 @@ _OPTIONAL = ("IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved", 
 
 @dataclass(frozen=True)
 class ResultObject:
-    """One object: the name for its file, what identifies it, and its bytes as a DICOM file."""
+    """One object: the name for its file, what identifies it, and its bytes as a DICOM file.
+
+    ``slices`` identifies the slices that a report is about; see ``origin.slice_keys``.
+    """
 
     name: str
     study: str
@@ -42,6 +45,7 @@ class ResultObject:
     sop_class: str
     instance: str
     content: bytes
+    slices: tuple[str, ...] = ()
 
 
 def complete(

@@ -26,12 +26,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """An earlier report on the same series, by its identifiers."""
+    """An earlier report on the same series, by its identifiers, and the slices that it is about; see ``slice_keys``."""
 
     study: str
     series: str
     sop_class: str
     instance: str
+    slices: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,11 @@ def origin_of(result: SeriesPrediction) -> Origin:
         key=digest(series.study, series.uid, slices, artifact),
         series_key=digest(series.study, series.uid, artifact),
     )
+
+
+def slice_keys(result: SeriesPrediction) -> tuple[str, ...]:
+    """Return what identifies each slice of a result: its instance, and the index of its frame."""
+    return tuple(f"{facts.instance}#{facts.index}" for facts in result.series.slices)
 
 
 def digest(*facts: object) -> str:

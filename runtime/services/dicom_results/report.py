@@ -7,13 +7,14 @@ apply, because the model marks no region.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mri_edge.errors import InputError
 from mri_edge.inference.series import SeriesPrediction
 
 from .objects import PROGRAM, SERIES_DESCRIPTION, ResultObject, complete, finish
-from .origin import Origin, Predecessor, Reference, derived_uid, digest
+from .origin import Origin, Predecessor, Reference, derived_uid, digest, slice_keys
 
 if TYPE_CHECKING:
     from highdicom import sr
@@ -59,7 +60,7 @@ def report(result: SeriesPrediction, origin: Origin, predecessors: Sequence[Pred
         raise InputError(f"{source}: no DICOM result: its SOP class is unknown", code="unsupported") from error
     number = max(1, result.series.part)
     complete(document, origin, result.ran, "sr", series_number=_SERIES_NUMBER, instance_number=number)
-    return finish(document, f"sr-{origin.key[:16]}.dcm")
+    return replace(finish(document, f"sr-{origin.key[:16]}.dcm"), slices=slice_keys(result))
 
 
 def _evidence(reference: Reference, origin: Origin, series: str | None) -> Dataset:
