@@ -200,6 +200,28 @@ def test_a_series_that_cannot_be_moved_does_not_hold_up_others(make_node, archiv
     assert node.log.read_text().count("cannot be moved") == 1
 
 
+@pytest.mark.parametrize("mount_point", [True, False])
+def test_a_disk_that_is_not_mounted_does_not_end_the_node(make_node, archive, mount_point: bool) -> None:
+    soon = "import sys; from mri_edge.cli import main; from mri_edge.services.dicom import node; "
+    soon += "node.STATE_S = node._RETRY_S = 0.2; main(sys.argv[1:])"
+    node = make_node("--settle", 0.5, "--send-to", archive.address)
+    node.start(program=(sys.executable, "-c", soon))
+    disk = node.spool.with_name("disk")
+    node.spool.rename(disk)
+    if mount_point:
+        node.spool.mkdir()
+    peers.wait_for(lambda: "are missing" in node.log.read_text(), "the problem is reported")
+    assert send(node.port, *series(1, 2)) == [0xA700] * 2
+    if mount_point:
+        assert list(node.spool.iterdir()) == []
+        node.spool.rmdir()
+    disk.rename(node.spool)
+    peers.wait_for(lambda: "the node continues" in node.log.read_text(), "the disk is found")
+    assert send(node.port, *series(1, 2)) == [0] * 2
+    peers.wait_for(lambda: archive.received, "the report")
+    assert node.end() == 0
+
+
 def test_secondary_captures_and_other_planes_are_received_and_not_classified(make_node, archive) -> None:
     node = make_node("--settle", 1, "--send-to", archive.address)
     node.start()

@@ -680,6 +680,12 @@ def test_the_status_names_a_refused_answer_as_long_as_it_waits(spool: Spool, ans
     assert problem() is None
 
 
+def test_no_state_is_written_into_an_empty_mount_point(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is not mounted"):
+        write_state(tmp_path, "n", [], Counters(), 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "content",
     [

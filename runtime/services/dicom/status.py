@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mri_edge.errors import UsageError
+from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_write
 
 from .answers import Answer
@@ -38,7 +38,18 @@ _HELP = {
 
 
 def write_state(spool: Path, name: str, deliveries: Sequence[Delivery], counters: Counters, associations: int) -> None:
-    """Write what only the running program knows, and the metrics. Raises OutputError."""
+    """Write what only the running program knows, and the metrics.
+
+    Raises
+    ------
+    OutputError
+        The disk is full or not mounted: nothing is written into an empty mount point.
+    """
+    if not Spool(spool).incoming.is_dir():
+        raise OutputError(
+            f"{spool}: the folders of the node are missing: the disk is not mounted, or somebody removed them",
+            "Mount the disk, or start the node again",
+        )
     state = {
         "node": name,
         "process": os.getpid(),
