@@ -974,6 +974,27 @@ def test_systemd_is_notified_between_the_frames_of_a_scan(places, monkeypatch):
     assert beats[first : first + 6] == ["frame", "beat"] * 3
 
 
+@pytest.mark.parametrize(("stop_at", "results"), [(1, 0), (2, 3)], ids=["one is left", "the last one"])
+def test_a_stop_does_not_wait_for_all_frames_of_a_scan_and_is_no_crash(places, monkeypatch, stop_at, results):
+    """Their heatmaps take longer than a service manager waits before it kills the program."""
+    path = places.scan("a.png")
+    predict_frames = Classifier.predict_frames
+
+    def three_frames(classifier: Classifier, source: object, **options: object) -> Iterator[Prediction]:
+        for index in range(3):
+            if index == stop_at:
+                watch.stop()
+            [prediction] = predict_frames(classifier, source, **options)
+            yield replace(prediction, index=index, frames=3)
+
+    with Classifier.load(places.model) as classifier:
+        watch = Watch(classifier, places.incoming, Outbox(places.out), settle_s=0)
+        monkeypatch.setattr(Classifier, "predict_frames", three_frames)
+        assert len(list(watch.records())) == results
+    assert path.exists() == (results == 0)
+    assert not (places.out / ".at-hand.json").exists()
+
+
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small scan take as many pieces as a large one."""

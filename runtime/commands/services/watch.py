@@ -92,8 +92,8 @@ def watch(
     under the same name gets no second result: for results of another model, use another DIR. A second watch on IN
     or DIR is refused.
 
-    SIGTERM ends the watch after the current scan with exit code 0, Ctrl-C with 130; --once exits with 1 if a scan
-    failed.
+    SIGTERM ends the watch after the current scan, or the current frame of a volume, with exit code 0, Ctrl-C with 130;
+    --once exits with 1 if a scan failed.
 
     Research use only: not a medical device.
     """

@@ -77,7 +77,7 @@ class Watch:
         self._beat = Heartbeat()
 
     def stop(self) -> None:
-        """End ``records`` after the current scan. May be called from a signal handler."""
+        """End ``records`` after the current scan or frame. May be called from a signal handler."""
         self._stopped = True
 
     def records(self, *, every_s: float = 1.0, once: bool = False) -> Iterator[Record]:
@@ -188,7 +188,7 @@ class Watch:
         OutputError
             The disk is full, or something else is wrong with it.
         _Stopped
-            ``stop`` was called before the scan was classified.
+            ``stop`` was called before all frames of the scan were classified.
         """
         scan = arrival.path
         if stamp_of(scan) != arrival.stamp:
@@ -222,7 +222,7 @@ class Watch:
         crashes = self._in_progress.begin(arrival.path.name, sha256)
         try:
             records = self._records_of(arrival, kept, sha256, crashes)
-        except (MriEdgeError, KeyboardInterrupt):  # an orderly end; any other one counts as a crash
+        except (MriEdgeError, KeyboardInterrupt, _Stopped):  # an orderly end; any other one counts as a crash
             self._in_progress.end(sha256)
             raise
         self._in_progress.end(sha256)
@@ -262,6 +262,8 @@ class Watch:
                 self._heartbeat()  # the heatmaps of many frames take longer than systemd waits
                 yield replace(prediction, source=os.fspath(scan))
                 index, frames = prediction.index + 1, prediction.frames
+                if self._stopped and index < frames:  # a service manager does not wait minutes for the others
+                    raise _Stopped
         except InputError as error:
             if is_transient(error.__cause__):
                 raise _retried(error.problem) from error
@@ -303,7 +305,7 @@ class Watch:
 
 
 class _Stopped(Exception):
-    """``stop`` was called while a file was read."""
+    """``stop`` was called while a file was read, or between its frames."""
 
 
 def _check_size(arrival: Arrival) -> None:
