@@ -222,6 +222,31 @@ def test_a_disk_that_is_not_mounted_does_not_end_the_node(make_node, archive, mo
     assert node.end() == 0
 
 
+SLOW = """
+import sys, time
+from mri_edge.cli import main
+from mri_edge.services.dicom import node
+
+classify = node.classify_slices
+node.STATE_S = 0.2
+node.classify_slices = lambda *arguments: (time.sleep(0.3) or piece for piece in classify(*arguments))
+main(sys.argv[1:])
+"""
+
+
+def test_the_state_is_written_and_a_stop_is_heard_between_the_slices_of_a_series(make_node) -> None:
+    node = make_node("--settle", 0.2)
+    node.start(program=(sys.executable, "-c", SLOW))
+    send(node.port, *series(1, 40))
+    peers.wait_for((node.spool / ".at-hand.json").exists, "the series is being classified")
+    for name in ("state.json", "metrics.prom"):
+        (node.spool / name).unlink()
+        peers.wait_for((node.spool / name).exists, f"{name} is written again")
+    assert node.end() == 0
+    assert node.answers() == []
+    assert not (node.spool / ".at-hand.json").exists()
+
+
 def test_secondary_captures_and_other_planes_are_received_and_not_classified(make_node, archive) -> None:
     node = make_node("--settle", 1, "--send-to", archive.address)
     node.start()

@@ -163,10 +163,7 @@ class Node:
 
     def _look(self) -> None:
         """Sort what came, and answer one series if one is complete."""
-        self._beat()
-        if time.monotonic() - self._written >= STATE_S:
-            self._write_state()
-            self._free_memory()
+        self._show_life()
         key = None
         problem = None
         if not self._is_busy():
@@ -183,6 +180,13 @@ class Node:
             raise problem
         if key is None:
             self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
+
+    def _show_life(self) -> None:
+        """Report to systemd, and write the state if it is due. Raises OutputError."""
+        self._beat()
+        if time.monotonic() - self._written >= STATE_S:
+            self._write_state()
+            self._free_memory()
 
     def _is_busy(self) -> bool:
         """Whether instances came since the last look: sorting them now would delay the next ones. Not for long."""
@@ -274,7 +278,7 @@ class Node:
 
     def _watched(self, slices: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
         for piece in slices:
-            self._beat()
+            self._show_life()
             if self._stopped.is_set():
                 raise _Stopped
             yield piece
