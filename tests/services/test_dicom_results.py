@@ -273,6 +273,23 @@ def test_a_capture_does_not_show_the_name_of_the_file(
     assert [prediction.source for prediction in drawn] == [None]
 
 
+def test_a_stop_does_not_wait_for_the_other_heatmaps_of_a_series(
+    classifier: Classifier, positive: SeriesPrediction
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    calls: list[int] = []
+
+    def beat() -> None:
+        calls.append(1)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        DicomResults(classifier, ("sc",)).of(positive, beat=beat)
+    assert len(calls) == 1
+
+
 def test_absent_is_not_reported_unless_wanted(
     classifier: Classifier, positive: SeriesPrediction, tmp_path: Path
 ) -> None:

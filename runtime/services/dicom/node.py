@@ -106,7 +106,7 @@ class Node:
         self._sorted = float("-inf")
 
     def stop(self) -> None:
-        """End ``run`` at the next slice. May be called from a signal handler."""
+        """End ``run`` at the next slice or heatmap. May be called from a signal handler."""
         self._stopped.set()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -163,7 +163,7 @@ class Node:
 
     def _look(self) -> None:
         """Sort what came, and answer one series if one is complete."""
-        self._show_life()
+        self._report_alive()
         key = None
         problem = None
         if not self._is_busy():
@@ -181,7 +181,7 @@ class Node:
         if key is None:
             self._stopped.wait(min(max(self._settle_s / 10, _LOOK_S[0]), _LOOK_S[1]))
 
-    def _show_life(self) -> None:
+    def _report_alive(self) -> None:
         """Report to systemd, and write the state if it is due. Raises OutputError."""
         self._beat()
         if time.monotonic() - self._written >= STATE_S:
@@ -262,7 +262,7 @@ class Node:
                 self._note(outcome, key, f"not classified: {result.skipped}", "skipped")
                 continue
             try:
-                objects = self._results.of(result, _reports_on(result, earlier))
+                objects = self._results.of(result, _reports_on(result, earlier), self._beat_unless_stopped)
             except InputError as error:
                 self._note(outcome, key, error.problem, "failed")
                 continue
@@ -278,10 +278,14 @@ class Node:
 
     def _watched(self, slices: Iterable[Prediction | Failure]) -> Iterator[Prediction | Failure]:
         for piece in slices:
-            self._show_life()
-            if self._stopped.is_set():
-                raise _Stopped
+            self._beat_unless_stopped()
             yield piece
+
+    def _beat_unless_stopped(self) -> None:
+        """Report between two slices or heatmaps that the node is alive. Raises _Stopped and OutputError."""
+        self._report_alive()
+        if self._stopped.is_set():
+            raise _Stopped
 
     def _note(self, outcome: _Outcome, key: str, problem: str, kind: str) -> None:
         outcome.problems.append(problem)

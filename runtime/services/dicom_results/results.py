@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -71,12 +71,18 @@ class DicomResults:
         self.written: dict[Path, bytes] = {}
         self._score = required_score(classifier) if "sc" in kinds else None
 
-    def of(self, answer: SeriesPrediction | Prediction, predecessors: Sequence[Predecessor] = ()) -> list[ResultObject]:
+    def of(
+        self,
+        answer: SeriesPrediction | Prediction,
+        predecessors: Sequence[Predecessor] = (),
+        beat: Callable[[], None] = lambda: None,
+    ) -> list[ResultObject]:
         """Return the objects for the answer for a series or a slice; none if there is nothing to report.
 
         Nothing is reported about a series that was skipped, has no score or, without ``negatives``, is not positive.
         Captures are made of positive series only. If there are ``predecessors``, earlier reports on the same series,
         the report names them, and it is made of a negative answer too: otherwise an earlier finding would stay valid.
+        ``beat`` is called after each capture, because their heatmaps may take minutes.
 
         Raises
         ------
@@ -104,7 +110,9 @@ class DicomResults:
                 )
             objects = [report(result, origin, predecessors)] if "sr" in self._kinds else []
             if positive and "sc" in self._kinds:
-                objects += captures(result, origin, self._classifier, self._score)
+                for capture in captures(result, origin, self._classifier, self._score):
+                    objects.append(capture)
+                    beat()
         return objects
 
     def write(self, answer: SeriesPrediction | Prediction, folder: Path) -> int:
