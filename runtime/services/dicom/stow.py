@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
 
+from mri_edge.errors import UsageError
+
 from .addresses import WebAddress
 from .answers import Answer
 from .delivery import Connection, Delivery, Refused, Unreachable
@@ -25,7 +27,12 @@ _MAX_RESPONSE = 1 << 20  # bytes
 _REFERENCED, _FAILED, _INSTANCE = "00081199", "00081198", "00081155"
 _REASON = "00081197"
 # The archive refuses these objects; other errors concern every answer.
-_OF_THE_OBJECTS = {400, 409, 413, 415, 422}
+_OF_THE_OBJECTS = {400, 413, 415, 422}
+_UNAUTHORIZED = {401, 403}
+_CONFLICT = 409  # nothing was stored, and the response says why (PS3.18 10.5.3)
+# The archive has an object with this identifier, which is ours, because identifiers follow from the content: the reason
+# in DICOM (PS3.7 C.5.11), and that of Azure's DICOM service.
+_DUPLICATE = {0x0111, 45070}
 
 
 class StowArchive:
@@ -40,12 +47,23 @@ class StowArchive:
         Settings for https.
     timeout_s
         Longest time for the connection, for the request and for the response, each as a whole.
+
+    Raises
+    ------
+    UsageError
+        The value of the environment variable ``AUTHORIZATION`` cannot be a header.
     """
 
     def __init__(self, address: WebAddress, *, tls: ssl.SSLContext | None = None, timeout_s: float = 60.0) -> None:
         self.name = str(address)
         self._timeout_s = timeout_s
         self._tls = tls
+        self._authorization = os.environ.get(AUTHORIZATION, "").strip()  # a token from a file ends in a line break
+        if not (self._authorization.isascii() and self._authorization.isprintable()):
+            raise UsageError(
+                f"{AUTHORIZATION} contains characters that no header may have",
+                "Set it to a value such as 'Bearer TOKEN'",
+            )
 
     def start(self, delivery: Delivery, waiting: Iterator[Answer]) -> None:
         """Do nothing: there are no commitments."""
@@ -71,14 +89,16 @@ class StowArchive:
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
         }
-        if authorization := os.environ.get(AUTHORIZATION):
-            headers["Authorization"] = authorization
+        if self._authorization:
+            headers["Authorization"] = self._authorization
         status, content = self._post(bytes(body), headers)
         if status in _OF_THE_OBJECTS:
             raise Refused(f"HTTP status {status}")
-        if status // 100 != 2:
+        if status in _UNAUTHORIZED:
+            raise Unreachable(f"HTTP status {status}: see {AUTHORIZATION}")
+        if status // 100 != 2 and status != _CONFLICT:
             raise Unreachable(f"HTTP status {status}")
-        _check(content, {found["instance"] for found in answer.objects})
+        _check(status, content, {found["instance"] for found in answer.objects})
         return True
 
     def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
@@ -124,18 +144,25 @@ def _shut_down(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _check(content: bytes, sent: set[str]) -> None:
+def _check(status: int, content: bytes, sent: set[str]) -> None:
     """Raise Refused unless the response names every object as stored: some archives answer 200 and store nothing."""
     try:
         response = json.loads(content)
         response = response[0] if isinstance(response, list) else response
-        failed = response.get(_FAILED, {}).get("Value") or []
         stored = {item[_INSTANCE]["Value"][0] for item in response.get(_REFERENCED, {}).get("Value") or []}
-        reasons = sorted({int(item[_REASON]["Value"][0]) for item in failed if _REASON in item})
+        failed = 0
+        reasons: set[int] = set()
+        for item in response.get(_FAILED, {}).get("Value") or []:
+            given = {int(reason) for reason in item.get(_REASON, {}).get("Value") or []}
+            if given & _DUPLICATE:
+                stored.add(item[_INSTANCE]["Value"][0])
+            else:
+                failed += 1
+                reasons |= given
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Refused("its response cannot be read") from error
+        raise Refused(f"its response (HTTP status {status}) cannot be read") from error
     if failed:
-        codes = ", ".join(f"0x{reason:04X}" for reason in reasons)
-        raise Refused(f"it did not store {len(failed)} of {len(sent)} objects" + (f" ({codes})" if codes else ""))
+        codes = ", ".join(f"0x{reason:04X}" for reason in sorted(reasons))
+        raise Refused(f"it did not store {failed} of {len(sent)} objects" + (f" ({codes})" if codes else ""))
     if not sent <= stored:
         raise Refused(f"its response names {len(sent & stored)} of {len(sent)} objects as stored")
