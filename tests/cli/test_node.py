@@ -33,6 +33,12 @@ pytest.importorskip("highdicom", reason="needs the extra node")
             ["--commit", "--send-to", "PACS@192.0.2.1:104", "--allow", "SCANNER@192.0.2.2"],
             "--allow does not name it. Add --allow PACS@ADDRESS",
         ),
+        (
+            ["--commit", "--send-to", "PACS@192.0.2.1:104"],
+            "--allow does not name it. Add --allow PACS@ADDRESS",
+        ),
+        (["--tls-ca", __file__], "--tls-ca needs --tls-cert and --tls-key"),
+        (["--tls-ca", __file__, "--send-to", "PACS@192.0.2.1:104"], "--tls-ca needs --tls-cert and --tls-key"),
         (["--json"], "--json is for --status"),
         (["--model", "vgg16", "--tls-cert", __file__], "--tls-cert and --tls-key belong together"),
         (["--tls-cert", __file__, "--tls-key", __file__], "cannot be used"),

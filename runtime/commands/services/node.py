@@ -75,7 +75,7 @@ _MEMORY_PART = 4  # instances that are being received may take one part in so ma
 @click.option("--commit", is_flag=True, help="Keep each result until the archive has confirmed that it is stored.")
 @click.option("--tls-cert", type=_FILE, metavar="FILE", help="Certificate of the node (PEM): TLS is required then.")
 @click.option("--tls-key", type=_FILE, metavar="FILE", help="Private key of the certificate (PEM).")
-@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Authority (PEM) whose signature peers need.")
+@click.option("--tls-ca", type=_FILE, metavar="FILE", help="Authority (PEM) that signed the certificates of peers.")
 @click.option(
     "--max-associations", type=click.IntRange(1, 500), default=20, show_default=True, help="Associations at a time."
 )
@@ -138,7 +138,14 @@ def node(
     from mri_edge.bundles.bundle import Bundle
     from mri_edge.commands.scans.dicom_output import parse_kinds
     from mri_edge.inference.classifier import Classifier
-    from mri_edge.services.dicom.addresses import LOOPBACK, check_bind, parse_aet, parse_destination, parse_sender
+    from mri_edge.services.dicom.addresses import (
+        LOOPBACK,
+        check_bind,
+        default_bind,
+        parse_aet,
+        parse_destination,
+        parse_sender,
+    )
     from mri_edge.services.dicom.archives import commitments, open_archives
     from mri_edge.services.dicom.network import client_tls, server_tls, silence_pynetdicom
     from mri_edge.services.dicom.node import Node
@@ -152,9 +159,9 @@ def node(
     aet = parse_aet(aet)
     senders = [parse_sender(text) for text in allow]
     destinations = list(dict.fromkeys(parse_destination(text) for text in send_to))
-    bind = bind or ("0.0.0.0" if senders else "127.0.0.1")  # noqa: S104 (--allow limits who may connect)
+    bind = bind or default_bind(senders)
     check_bind(bind, senders)
-    _check_tls(tls_cert, tls_key)
+    _check_tls(tls_cert, tls_key, tls_ca, destinations)
     _check_commit(commit, destinations, senders)
     with ExitStack() as stack:
         classifier = stack.enter_context(Classifier.load_with(run, Bundle.open(model, signed_by=signed_by)))
@@ -206,23 +213,30 @@ def _check_extra() -> None:
             )
 
 
-def _check_tls(certificate: str | None, key: str | None) -> None:
+def _check_tls(certificate: str | None, key: str | None, authority: str | None, destinations: list[Address]) -> None:
     if (certificate is None) != (key is None):
         raise UsageError("--tls-cert and --tls-key belong together", "Name both files")
+    if authority and not certificate and not any(address.tls for address in destinations):
+        raise UsageError(
+            "--tls-ca needs --tls-cert and --tls-key: without them the node takes connections without TLS",
+            "Name all three, or an archive with TLS to send to",
+        )
 
 
 def _check_commit(commit: bool, destinations: list[Address], senders: list[Sender]) -> None:
     """Raise UsageError if no archive can confirm, or one would be rejected when it opens an association to do so."""
     from mri_edge.services.dicom.addresses import ANY_AET, DicomAddress
 
-    titles = [address.aet for address in destinations if isinstance(address, DicomAddress)]
-    if commit and not titles:
+    archives = [address for address in destinations if isinstance(address, DicomAddress)]
+    if commit and not archives:
         raise UsageError("--commit is for archives that take C-STORE", "Add --send-to AET@HOST:PORT")
-    for title in titles:
-        if commit and senders and all(sender.aet not in (ANY_AET, title) for sender in senders):
+    for archive in archives:
+        allowed = any(sender.aet in (ANY_AET, archive.aet) for sender in senders)
+        is_here = not senders and archive.host in ("127.0.0.1", "::1", "localhost")
+        if commit and not allowed and not is_here:
             raise UsageError(
-                f"--commit: {title} reports by an association of its own, and --allow does not name it",
-                f"Add --allow {title}@ADDRESS",
+                f"--commit: {archive.aet} reports by an association of its own, and --allow does not name it",
+                f"Add --allow {archive.aet}@ADDRESS",
             )
 
 

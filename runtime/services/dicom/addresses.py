@@ -62,6 +62,11 @@ class WebAddress:
 
     url: str
 
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.url.startswith("https://")
+
     def __str__(self) -> str:
         return self.url
 
@@ -116,6 +121,16 @@ def _parse_url(text: str) -> WebAddress:
     if parts.username is not None or parts.query or parts.fragment:
         raise UsageError("--send-to takes a URL without user, password, query and fragment", example)
     return WebAddress(text.rstrip("/"))
+
+
+def default_bind(senders: Sequence[Sender]) -> str:
+    """Return the address to listen on: every one of this machine if others may send, otherwise the loopback address.
+
+    "::" takes IPv4 too. It is used only where a sender has an IPv6 address, because a machine may have none.
+    """
+    if not senders:
+        return "127.0.0.1"
+    return "::" if any(sender.network.version == 6 for sender in senders) else "0.0.0.0"  # noqa: S104
 
 
 def check_bind(bind: str, senders: Sequence[Sender]) -> None:
