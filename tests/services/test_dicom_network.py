@@ -475,6 +475,28 @@ def test_a_disk_that_takes_nothing_is_reported_to_the_sender(
     works(server)
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (MemoryError(), 0xA700, "the memory is used up"),
+        (KeyError("secret"), 0x0110, "(KeyError in test_dicom_network.py:"),
+    ],
+)
+def test_an_error_of_the_node_is_counted_and_reported(
+    server: Server, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, reason: str
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spool.Spool, "store", fail)
+        assert send(server) == status
+    (message,) = server.messages
+    assert reason in message
+    assert "secret" not in message
+    works(server)
+
+
 # --- TLS
 
 
@@ -559,10 +581,12 @@ def test_results_go_by_tls_to_an_archive_whose_certificate_is_checked(certificat
     try:
         with CStoreArchive(address, "MRIEDGE", tls=network.client_tls(path, key, path), timeout_s=20).connect():
             pass
-        for context in (network.client_tls(None, None, None), network.client_tls(None, None, path)):
-            # The first does not know the authority, and the second has no certificate of its own.
+        for context, reason in (
+            (network.client_tls(None, None, None), "its certificate is not accepted: see --tls-ca"),
+            (network.client_tls(None, None, path), None),  # it has no certificate of its own
+        ):
             with (
-                pytest.raises(Unreachable),
+                pytest.raises(Unreachable, match=reason),
                 CStoreArchive(address, "MRIEDGE", tls=context, timeout_s=20).connect(),
             ):
                 pass

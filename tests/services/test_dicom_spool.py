@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -180,6 +180,17 @@ def test_series_on_a_disk_that_is_not_mounted_are_not_forgotten(spool: Spool, tm
     with pytest.raises(OutputError):
         spool.close(key)
     assert key in spool.open
+
+
+def test_a_series_that_cannot_be_read_ends_the_node_in_one_line(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spool.series / "s").mkdir()
+
+    def deny(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr("mri_edge.services.dicom.spool.os.scandir", deny)
+    with pytest.raises(OutputError, match=r"series/s: cannot be read \(Permission denied\). Give it to the user"):
+        Spool(spool.folder).recover()
 
 
 def test_an_unreadable_header_is_set_aside_without_a_word_of_it(spool: Spool) -> None:
@@ -428,12 +439,17 @@ def answer(answers: Answers) -> Answer:
     return written
 
 
-def response(stored: int, failed: int | None = None) -> bytes:
-    item = {"00081155": {"vr": "UI", "Value": ["2.25.0"]}, "00081197": {"vr": "US", "Value": [0xA700]}}
-    named = [{"00081155": {"vr": "UI", "Value": [f"2.25.{number}"]}} for number in range(stored)]
-    content: dict[str, Any] = {"00081199": {"vr": "SQ", "Value": named}}
-    if failed is not None:
-        content["00081198"] = {"vr": "SQ", "Value": [item] * failed} if failed else {"vr": "SQ"}
+def response(stored: int, failed: int | None = None, known: Sequence[int] = ()) -> bytes:
+    """Return a response about objects that are stored, that failed, and that the archive knows, each with a reason."""
+
+    def item(number: int, *reasons: int) -> dict[str, Any]:
+        named = {"00081155": {"vr": "UI", "Value": [f"2.25.{number}"]}}
+        return named | ({"00081197": {"vr": "US", "Value": [*reasons]}} if reasons else {})
+
+    content: dict[str, Any] = {"00081199": {"vr": "SQ", "Value": [item(number) for number in range(stored)]}}
+    if failed is not None or known:
+        failures = [item(0, 0xA700)] * (failed or 0) + [item(stored + place, one) for place, one in enumerate(known)]
+        content["00081198"] = {"vr": "SQ", "Value": failures} if failures else {"vr": "SQ"}
     return json.dumps(content).encode()
 
 
@@ -458,7 +474,10 @@ def test_stow_sends_all_objects_of_an_answer_at_once(web: Web, answer: Answer, m
         (200, b"<html>", Refused, "cannot be read"),
         (200, b"[]", Refused, "cannot be read"),
         (409, b"", Refused, "409"),
-        (401, b"", Unreachable, "401"),
+        (409, response(0, failed=2), Refused, "2 of 2 objects (0xA700)"),
+        (409, response(0, known=[0x0111]), Refused, "1 of 2 objects as stored"),
+        (401, b"", Unreachable, "401: see MRI_EDGE_STOW_AUTHORIZATION"),
+        (403, b"", Unreachable, "403: see MRI_EDGE_STOW_AUTHORIZATION"),
         (503, b"", Unreachable, "503"),
         (302, b"", Unreachable, "302"),
     ],
@@ -470,6 +489,35 @@ def test_stow_believes_only_a_response_that_names_every_object(
     with pytest.raises(error, match=reason.replace("(", r"\(").replace(")", r"\)")):
         StowArchive(WebAddress(web.url)).send(answer)
     assert len(web.requests) == 1  # no redirection was followed
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (202, response(1, known=[0x0111])),
+        (409, response(0, known=[0x0111, 0x0111])),
+        (409, response(0, known=[45070] * 2)),
+    ],
+)
+def test_stow_counts_what_the_archive_has_already_as_stored(
+    web: Web, answer: Answer, status: int, content: bytes
+) -> None:
+    web.status, web.content = status, content
+    assert StowArchive(WebAddress(web.url)).send(answer)
+
+
+@pytest.mark.parametrize(("value", "sent"), [("Bearer abc\n", "Bearer abc"), ("Bearer a\nb", None), ("Bearer ü", None)])
+def test_a_value_that_is_no_header_is_refused_at_the_start(
+    web: Web, answer: Answer, monkeypatch: pytest.MonkeyPatch, value: str, sent: str | None
+) -> None:
+    monkeypatch.setenv(AUTHORIZATION, value)
+    if sent is None:
+        with pytest.raises(UsageError, match=AUTHORIZATION):
+            StowArchive(WebAddress(web.url))
+        return
+    web.content = response(2)
+    StowArchive(WebAddress(web.url)).send(answer)
+    assert web.requests[0][1]["Authorization"] == sent
 
 
 def test_stow_without_a_server_is_unreachable(answer: Answer) -> None:
@@ -619,6 +667,14 @@ def test_a_wrong_destination_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_destination(text)
     assert "u:p" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("senders", "bind"),
+    [([], "127.0.0.1"), (["A@10.1.2.3"], "0.0.0.0"), (["A@10.1.2.3", "B@fd00::/8"], "::"), (["*@::1/128"], "::")],  # noqa: S104
+)
+def test_the_node_listens_where_its_senders_are(senders: list[str], bind: str) -> None:
+    assert addresses.default_bind([parse_sender(sender) for sender in senders]) == bind
 
 
 @pytest.mark.parametrize(("bind", "senders"), [("10.1.2.3", []), ("::", []), ("host", [])])

@@ -131,7 +131,8 @@ class CStoreArchive:
             evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.receive), (evt.EVT_CONN_OPEN, opened)],
         )
         if not association.is_established:
-            raise Unreachable(self._why(association) if connected else "cannot be reached")
+            certificate = ", or its certificate is not accepted: see --tls-ca" if address.tls else ""
+            raise Unreachable(self._why(association) if connected else f"cannot be reached{certificate}")
         try:
             yield _Association(self, association)
         finally:

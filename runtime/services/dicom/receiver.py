@@ -26,7 +26,7 @@ from mri_edge.scans.readers import dicom
 from .addresses import DicomAddress, Sender
 from .counters import Counters
 from .network import MAX_PDU, BoundedServer, Limits
-from .spool import Spool
+from .spool import Spool, fault
 
 # Secondary captures come with many series. They are received so that the scanner reports no error, and not classified.
 STORAGE_CLASSES = (
@@ -172,6 +172,14 @@ class Receiver:
             self._counters.add("instances", "refused")
             self._remind(f"an instance was refused: the spool cannot be written ({error.strerror})")
             return _OUT_OF_RESOURCES if full else _PROCESSING_FAILURE
+        except MemoryError:
+            self._counters.add("instances", "refused")
+            self._remind("an instance was refused: the memory is used up. Lower --max-associations")
+            return _OUT_OF_RESOURCES
+        except Exception as error:  # noqa: BLE001 (pynetdicom would refuse the instance without a word)
+            self._counters.add("instances", "refused")
+            self._remind(f"an instance was refused: {fault(error)}")
+            return _PROCESSING_FAILURE
         self._counters.add("instances", outcome)
         return _SUCCESS
 

@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -96,13 +97,21 @@ class Spool:
             make_folder(self.folder / name)
 
     def recover(self) -> None:
-        """Remove what a kill left half-written, and find the series that wait. Call it while nobody else writes."""
+        """Remove what a kill left half-written, and find the series that wait. Call it while nobody else writes.
+
+        Raises OutputError if a folder cannot be read, because the series in it would never be answered.
+        """
         for path in self.incoming.glob(f".*{PART}"):  # never acknowledged
             with suppress(OSError):
                 path.unlink()
-        for folder in sorted(self.series.iterdir()):
-            if folder.is_dir():
-                self.open[folder.name] = OpenSeries(self._clock(), _names_in(folder))
+        try:
+            for folder in sorted(self.series.iterdir()):
+                if folder.is_dir():
+                    self.open[folder.name] = OpenSeries(self._clock(), _names_in(folder))
+        except OSError as error:
+            raise OutputError(
+                f"{error.filename}: cannot be read ({error.strerror})", "Give it to the user that runs the node"
+            ) from error
 
     def store(self, instance: str, syntax: str, meta: bytes, dataset: bytes) -> Stored:
         """Write an encoded data set; it is on disk when this returns. Any number of threads may call it.
@@ -254,7 +263,10 @@ def digest_of(files: Sequence[Path]) -> str:
 
 def fault(error: Exception) -> str:
     """Return a message about an error that is a fault of this program. Its text may quote an identifier."""
-    return f"a fault of mri-edge ({type(error).__name__}). Please report it"
+    *_, place = traceback.extract_tb(error.__traceback__)
+    return (
+        f"a fault of mri-edge ({type(error).__name__} in {Path(place.filename).name}:{place.lineno}). Please report it"
+    )
 
 
 def _names_in(folder: Path) -> dict[str, str]:
