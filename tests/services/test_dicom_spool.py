@@ -25,7 +25,7 @@ from mri_edge.errors import OutputError, UsageError
 from mri_edge.scans.readers import _dicom_file
 from mri_edge.services.dicom import addresses, delivery
 from mri_edge.services.dicom.addresses import DicomAddress, WebAddress, parse_destination, parse_sender
-from mri_edge.services.dicom.answers import Answer, Answers
+from mri_edge.services.dicom.answers import Answer, Answers, marker
 from mri_edge.services.dicom.counters import Counters
 from mri_edge.services.dicom.delivery import Delivery, Refused, Unreachable
 from mri_edge.services.dicom.spool import Spool, digest_of, short_hash
@@ -380,6 +380,24 @@ def test_a_refused_result_does_not_block_the_next(answers: Answers, deliver: Cal
     messages = deliver(archive)
     assert sorted(archive.sent) == ["a-1", "b-1"]
     assert len([message for message in messages if "refused the result" in message]) == 1
+
+
+def test_answers_that_are_not_sent_now_are_not_read_again(
+    answers: Answers, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("refused", "requested", "delivered", "due"):
+        answers.write(name, 1, "one", [], [], objects("sr-1.dcm"))
+    marker(spool.outbox / "requested-1", "A", "requested").touch()
+    for state in ("requested", "delivered"):
+        marker(spool.outbox / "delivered-1", "A", state).touch()
+    found = {answer.folder.name: answer for answer in answers.waiting()}
+    thread = Delivery(answers, FakeArchive(), ["A"], Counters(), lambda message: None)
+    thread.refuse(found["refused-1"], "no")
+    read: list[str] = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.parent.name) or original(path))
+    assert [answer.folder.name for answer in thread._due()] == ["due-1"]
+    assert sorted(read) == ["delivered-1", "due-1"]
 
 
 def test_pauses_double_up_to_a_limit() -> None:

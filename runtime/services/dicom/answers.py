@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -62,8 +62,13 @@ class Answer:
         ]
 
     def marker(self, destination: str, state: str) -> Path:
-        """Return the file that says that the answer is "delivered" to an archive, or "requested" to be committed."""
-        return self.folder / f"{hashlib.sha256(destination.encode()).hexdigest()[:16]}.{state}"
+        """As the function ``marker``, for this answer."""
+        return marker(self.folder, destination, state)
+
+
+def marker(folder: Path, destination: str, state: str) -> Path:
+    """Return the file that says that an answer is "delivered" to an archive, or "requested" to be committed."""
+    return folder / f"{hashlib.sha256(destination.encode()).hexdigest()[:16]}.{state}"
 
 
 class Answers:
@@ -124,8 +129,8 @@ class Answers:
                 (folder / item.name).write_bytes(item.content)
             (folder / RECORD).write_text(as_json(record, indent=2) + "\n", encoding="utf-8")
 
-    def waiting(self) -> Iterator[Answer]:
-        """Yield the answers in the outbox, the oldest first."""
+    def waiting(self, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Answer]:
+        """Yield the answers in the outbox, the oldest first, without those whose folders are to be skipped."""
         entries = []
         with suppress(FileNotFoundError), os.scandir(self._outbox) as found:
             for entry in found:
@@ -133,7 +138,7 @@ class Answers:
                     if not entry.name.startswith("."):
                         entries.append((entry.stat().st_mtime, entry.path))
         for _, path in sorted(entries):
-            if (answer := _read(Path(path))) is not None:
+            if not skip(Path(path)) and (answer := _read(Path(path))) is not None:
                 yield answer
 
     def deliver(self, answer: Answer, destination: str, destinations: Sequence[str]) -> None:

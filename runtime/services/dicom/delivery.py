@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mri_edge.errors import MriEdgeError, first_line
 
-from .answers import Answer, Answers
+from .answers import Answer, Answers, marker
 from .counters import Counters
 
 FIRST_PAUSE_S = 1.0
@@ -174,15 +174,19 @@ class Delivery(threading.Thread):
             self._report(f"{self.archive.name}: takes results again")
 
     def _due(self) -> Iterator[Answer]:
-        now = time.monotonic()
-        for answer in self._answers.waiting():
-            refused = self._refused.get(answer.folder)
-            if refused is not None and refused.until > now:
-                continue
+        for answer in self._answers.waiting(self._is_settled):
             if answer.marker(self.archive.name, "delivered").exists():
                 self._answers.deliver(answer, self.archive.name, self._destinations)  # a kill came before its move
-            elif not answer.marker(self.archive.name, "requested").exists():
+            else:
                 yield answer
+
+    def _is_settled(self, folder: Path) -> bool:
+        """Whether there is nothing to send now. Thousands of answers may wait like this, so they are not read."""
+        refused = self._refused.get(folder)
+        if refused is not None and refused.until > time.monotonic():
+            return True
+        name = self.archive.name
+        return marker(folder, name, "requested").exists() and not marker(folder, name, "delivered").exists()
 
     def _send(self, connection: Connection, answer: Answer) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 from mri_edge.errors import OutputError, UsageError
 from mri_edge.storage.atomic import atomic_write
 
-from .answers import Answer
+from .answers import marker
 from .counters import Counters
 from .delivery import Delivery
 from .spool import Spool
@@ -91,9 +91,8 @@ def survey(folder: Path) -> dict[str, Any]:
         age = None
         with suppress(OSError):
             age = max(0, round(now - (path / "answer.json").stat().st_mtime))  # the clock may have been set back
-        answer = Answer(path, 0, "", ())
         for name, found in destinations.items():
-            if not answer.marker(name, "delivered").exists():
+            if not marker(path, name, "delivered").exists():
                 found["waiting"] += 1
                 found["oldest_s"] = max(found["oldest_s"] or 0, age or 0)
     free_bytes = None
