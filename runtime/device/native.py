@@ -81,11 +81,9 @@ def silence_stderr() -> Iterator[None]:
 
     TensorFlow's C++ code and XNNPACK write there directly, before log levels apply.
     """
-    import tempfile
-
     sys.stderr.flush()
     saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
+    with open(os.devnull, "wb") as sink:
         os.dup2(sink.fileno(), 2)
         try:
             yield

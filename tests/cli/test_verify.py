@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,15 @@ def test_json_has_every_comparison(recorded, capfd):
     assert found["first_difference"] is None
     assert found["replayed"] >= 1
     assert {check["stage"] for check in found["checks"]} == {"hashes", "pixels", "tensor", "probabilities", "label"}
+
+
+def test_verify_writes_no_temporary_file(recorded, capfd, monkeypatch, tmp_path):
+    # As in a container whose file system is read-only.
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        assert run(["verify", str(recorded)]) == 0
+        assert run(["verify"]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_bundle_without_golden_values_is_reported(tiny_bundle, capfd):
