@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -41,16 +40,15 @@ _NO_COMPARISON = "Not compared with the original model on scans, and its accurac
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A Keras model made elsewhere, and its origin with a hash.
+    """A Keras model made elsewhere.
 
     ``content`` is the bytes of the .keras file that contains this very model. It is None if the model has to be saved.
-    ``savable`` is False for a SavedModel, which Keras cannot save in its own format.
+    ``origin`` is the name and hash of a SavedModel, which Keras cannot save in its own format, otherwise None.
     """
 
     model: Any
-    origin: dict[str, str]
-    content: bytes | None
-    savable: bool
+    content: bytes | None = None
+    origin: dict[str, str] | None = None
 
 
 def export_external(
@@ -101,20 +99,24 @@ def export_external(
         warn(warning)
     manifest = describe(description, split, settings.seed)
     with new_bundle(out, manifest, overwrite=overwrite) as writer:
-        add_model(writer, opened)
+        origin = add_model(writer, opened)
         writer.add_document(SPLIT, split.to_json())
-        return add_artifacts(writer, Source(model, manifest, split, opened.origin), settings, step, leave_out)
+        return add_artifacts(writer, Source(model, manifest, split, origin), settings, step, leave_out)
 
 
-def add_model(writer: BundleWriter, opened: OpenedModel) -> None:
-    """Add the Keras model to a bundle that is being written, if it can be saved."""
-    if not opened.savable:
-        return
+def add_model(writer: BundleWriter, opened: OpenedModel) -> dict[str, str]:
+    """Add the Keras model to a bundle that is being written, if it can be saved.
+
+    Returns the file and the hash of the model that artifacts are compared with. A later export keeps the comparisons
+    with the model in the bundle, whose hash differs from that of a file whose model had to be saved.
+    """
+    if opened.origin is not None:
+        return opened.origin
     if opened.content is not None:
         writer.path(KERAS).write_bytes(opened.content)
     else:
         opened.model.save(writer.path(KERAS))
-    writer.add_keras_model()
+    return {"file": KERAS, "sha256": writer.add_keras_model().sha256}
 
 
 def open_model(path: Path, preprocessing: Preprocessing, activation: Activation | None) -> OpenedModel:
@@ -133,8 +135,7 @@ def open_model(path: Path, preprocessing: Preprocessing, activation: Activation 
         model = load(path, content)
         adapted = adapt(model, preprocessing, activation)
         unchanged = adapted is model and content.startswith(ARCHIVE)
-        origin = {"file": KERAS, "sha256": hashlib.sha256(content).hexdigest()}
-        return OpenedModel(adapted, origin, content if unchanged else None, savable=True)
+        return OpenedModel(adapted, content if unchanged else None)
     check_saved_model(path)  # before anything is copied
     with tempfile.TemporaryDirectory(prefix="mri-edge-model-") as name:
         copy = Path(name) / "model"
@@ -145,7 +146,7 @@ def open_model(path: Path, preprocessing: Preprocessing, activation: Activation 
         model = load_saved_model(copy, preprocessing.height, preprocessing.width, original=path)
         files = sorted(file for file in copy.rglob("*") if file.is_file())
         origin = {"file": path.name, "sha256": fingerprint(sha256_of(file) for file in files)}
-        return OpenedModel(adapt(model, preprocessing, activation), origin, None, savable=False)
+        return OpenedModel(adapt(model, preprocessing, activation), origin=origin)
 
 
 def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Split:

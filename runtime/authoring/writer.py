@@ -184,10 +184,10 @@ class BundleWriter:
         self.manifest = replace(self.manifest, artifacts=(*others, listed))
         return listed
 
-    def add_keras_model(self) -> None:
-        """List the Keras model that was written at ``path(KERAS)``."""
+    def add_keras_model(self) -> Artifact:
+        """List the Keras model that was written at ``path(KERAS)``. Returns its entry."""
         preprocessing, labels = self.manifest.preprocessing, self.manifest.labels
-        self.add_artifact(
+        return self.add_artifact(
             Artifact(
                 file=KERAS,
                 format="keras",

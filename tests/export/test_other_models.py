@@ -112,7 +112,11 @@ def test_the_adapted_model_is_in_the_bundle_and_can_be_exported_again(models, pi
     assert export(models / "gray-logits.h5", out, "--activation", "softmax", "--formats", "onnx", *data) == 0
     assert run(["export", str(out), "--formats", "tflite", *data]) == 0
     assert made(out) == {"model.onnx", "model.tflite"}
-    Bundle.open(out).verify()
+    bundle = Bundle.open(out)
+    bundle.verify()
+    assert all(bundle.artifact(file).parity for file in made(out))  # the first comparison is kept
+    reference = json.loads((out / "parity.json").read_text())["reference"]
+    assert reference == {"file": KERAS, "sha256": bundle.artifact(KERAS).sha256}
 
 
 def test_a_model_of_any_size_gets_that_of_the_preprocessing(models, pictures, tmp_path):
