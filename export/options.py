@@ -106,6 +106,8 @@ def positive_index(labels: tuple[str, ...], positive: str | None) -> int | None:
 
 def _parse_labels(parts: tuple[str, ...], data: Path | None) -> dict[str, list[str]]:
     """The folders of each label, from the parts of ``--labels``: LABEL, FOLDER=LABEL or, alone, ``folders``."""
+    from mri_edge.bundles.decode import is_plain_relative
+
     if parts == (_EVERY_FOLDER,):
         if data is None:
             raise UsageError("--labels folders needs --data DIR, the folder that contains them", "Name the labels")
@@ -113,20 +115,29 @@ def _parse_labels(parts: tuple[str, ...], data: Path | None) -> dict[str, list[s
     classes: dict[str, list[str]] = {}
     for part in parts:
         folder, _, label = part.partition("=")
+        folder = folder.rstrip("/")  # which completion in a shell adds
         classes.setdefault(label or folder, []).append(folder)
     mapped = [folder for folders in classes.values() for folder in folders]
     if len(classes) < 2 or len(set(mapped)) < len(mapped) or not all(mapped):
         raise UsageError(
             f"--from needs at least two different --labels, and each folder once. Received: {','.join(parts)!r}"
         )
+    if outside := [folder for folder in mapped if data is not None and not is_plain_relative(folder)]:
+        raise UsageError(
+            f"--labels: {outside[0]!r} does not name a folder inside {data}",
+            "Name folders as they are called in --data, without '..', backslash and colon",
+        )
     return classes
 
 
 def _folders(data: Path) -> tuple[str, ...]:
-    """The class folders in alphabetical order, in which Keras numbers them too."""
-    if not data.is_dir():
-        return ()
-    return tuple(sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    """The class folders in alphabetical order, as Keras numbers them. UsageError if ``data`` is unreadable."""
+    try:
+        return tuple(sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    except OSError as error:
+        raise UsageError(
+            f"--data: {data}: cannot read ({error.strerror})", "Name the folder that contains one folder per label"
+        ) from error
 
 
 def _parse_preprocessing(text: str) -> Preprocessing:

@@ -27,7 +27,7 @@ from mri_edge.errors import UsageError
 from mri_edge.export.calibration import calibrator
 from mri_edge.export.calibration.calibrator import choose_calibration
 from mri_edge.export.calibration.images import digest, read_resized
-from mri_edge.export.options import positive_index
+from mri_edge.export.options import parse_description, positive_index
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.storage.atomic import sha256_of
 
@@ -400,10 +400,33 @@ def test_every_folder_is_a_label(external, three_folders, tmp_path, capfd):
 
 @pytest.mark.parametrize("labels", ["a=x,b=x", "a=x,a=y", "a,a", "a", "=x,b", "folders"])
 def test_labels_that_cannot_be_told_apart_are_refused(external, three_folders, tmp_path, capfd, labels):
+    (tmp_path / "empty").mkdir()
     data = tmp_path / "empty" if labels == "folders" else three_folders
     arguments = ["--from", str(external / "sigmoid.keras"), "--preprocessing", PLAIN, "--labels", labels]
     assert run(["export", str(tmp_path / "new"), *arguments, "--data", str(data)]) == 2
     assert "at least two different --labels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["{data}/a", ".", "..", "../three/a", "./a", "a/../b", "a\\b", "C:a"])
+def test_a_folder_of_a_label_is_inside_the_data(three_folders, tmp_path, capfd, folder):
+    labels = f"{folder.format(data=three_folders)}=no,b=yes"
+    arguments = ["--from", "m.keras", "--preprocessing", PLAIN, "--labels", labels, "--data", str(three_folders)]
+    assert run(["export", str(tmp_path / "new"), *arguments]) == 2
+    assert f"does not name a folder inside {three_folders}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("labels", ["folders", "no,yes"])
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_data_that_is_no_folder_is_refused(tmp_path, capfd, labels, name):
+    (tmp_path / "file").write_text("")
+    arguments = ["--from", "m.keras", "--preprocessing", PLAIN, "--labels", labels, "--data", str(tmp_path / name)]
+    assert run(["export", str(tmp_path / "new"), *arguments]) == 2
+    assert f"--data: {tmp_path / name}: cannot read (" in capfd.readouterr().err
+
+
+def test_folders_may_end_in_a_slash(three_folders):
+    described = parse_description("new", three_folders, ("a/", "b/=yes"), "yes", PLAIN)
+    assert described.classes == {"a": ["a"], "yes": ["b"]}
 
 
 def test_an_external_model_with_one_sigmoid_is_exported(external, pictures, tmp_path, monkeypatch):
