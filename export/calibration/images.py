@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -58,19 +59,47 @@ def draw(files: list[tuple[Path, int]], count: int, seed: int) -> tuple[Path, ..
 
 def record(files: Iterable[Path], method: str, seed: int) -> Calibration:
     """Describe calibration images for the manifest: their number, method, seed, and a fingerprint of their contents."""
-    hashes = sorted(sha256_of(file) for file in files)
+    hashes = sorted(hash_picture(file) for file in files)
     return Calibration(method, len(hashes), seed, fingerprint(hashes))
 
 
 def pictures_in(folder: Path) -> list[tuple[Path, int]]:
     """Pictures below ``folder`` with the index of their subfolder in sorted order. DataError if there are none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder", "Name a folder of pictures with --calibration")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and readers.recognizes(path))
+    files = pictures_below(folder)
     if not files:
         raise DataError(f"{folder}: contains no picture", f"Suffixes: {', '.join(readers.suffixes())}")
     groups = {parent: index for index, parent in enumerate(sorted({path.parent for path in files}))}
     return [(path, groups[path.parent]) for path in files]
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Pictures in a folder and its subfolders, sorted. Only regular files are pictures, whatever their names end in.
+
+    Raises DataError if a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    try:
+        files = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
+        return sorted(file for file in files if file.is_file() and readers.recognizes(file))
+    except OSError as error:
+        raise _unreadable(error.filename or folder, error) from error
+
+
+def hash_picture(file: Path) -> str:
+    """SHA-256 of a file. DataError if it cannot be read."""
+    try:
+        return sha256_of(file)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot read ({error.strerror})", "Make it readable, or remove it")
 
 
 def find_copies(files: Iterable[Path], tests: Mapping[str, Path], preprocessing: Preprocessing) -> dict[Path, Path]:

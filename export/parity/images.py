@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_edge.bundles.split import Split, SplitImage
-from mri_edge.export.calibration.images import Pixels, digest, draw, read_resized
+from mri_edge.export.calibration.images import Pixels, digest, draw, hash_picture, read_resized
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.storage.atomic import fingerprint, sha256_of
+from mri_edge.storage.atomic import fingerprint
 
 if TYPE_CHECKING:
     from mri_edge.export.calibration.calibrator import Calibrator
@@ -106,7 +106,7 @@ def add_others(
         An image is unreadable.
     """
     used = (*calibrator.files, *calibrator.held_out) if calibrator else ()
-    known = {image.sha256 for image in split.of("test")} | {sha256_of(file) for file in used}
+    known = {image.sha256 for image in split.of("test")} | {hash_picture(file) for file in used}
     distinct = {image.sha256: image for image in split.images if image.role != "excluded" and image.sha256 not in known}
     candidates = {data / image.file: image for image in distinct.values()}
     present = [(path, image.label) for path, image in candidates.items() if path.is_file()]
@@ -155,4 +155,4 @@ def _read(files: Iterable[Path], count: int, preprocessing: Preprocessing) -> Pi
 
 
 def _unchanged(path: Path, candidates: dict[Path, SplitImage]) -> bool:
-    return sha256_of(path) == candidates[path].sha256
+    return hash_picture(path) == candidates[path].sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -17,11 +18,10 @@ from mri_edge.authoring.writer import KERAS, BundleWriter, check_target, new_bun
 from mri_edge.bundles.manifest import Manifest, Training
 from mri_edge.bundles.split import SPLIT, Split, SplitImage
 from mri_edge.errors import ConversionError, DataError, OutputError, first_line
-from mri_edge.export.calibration.images import Pixels, draw, read_batches
+from mri_edge.export.calibration.images import Pixels, draw, hash_picture, pictures_below, read_batches
 from mri_edge.export.exporter import Failure, Result, Settings, Source, add_artifacts
 from mri_edge.export.options import ModelDescription
 from mri_edge.scans.preprocessing import Preprocessing
-from mri_edge.scans.readers import recognizes
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
 from .adapt import Activation, adapt, last_activation
@@ -157,12 +157,12 @@ def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Spli
     Raises
     ------
     DataError
-        A label has no folder of pictures.
+        A label has no folder of pictures, or a file or folder cannot be read.
     """
     files: list[tuple[Path, int]] = []
     for index, (label, folders) in enumerate(classes.items()):
         for folder in (data / name for name in folders):
-            pictures = sorted(filter(recognizes, folder.rglob("*"))) if folder.is_dir() else []
+            pictures = pictures_below(folder) if os.path.isdir(folder) else []
             if not pictures:
                 raise DataError(
                     f"{folder}: no pictures for label {label!r}",
@@ -170,7 +170,7 @@ def split_pictures(data: Path, classes: dict[str, list[str]], seed: int) -> Spli
                     "--labels FOLDER=LABEL,...",
                 )
             files += [(path, index) for path in pictures]
-    hashes = {path: sha256_of(path) for path, _ in files}
+    hashes = {path: hash_picture(path) for path, _ in files}
     tests: set[str] = set()
     for index in range(len(classes)):
         distinct = {hashes[path]: (path, index) for path, label in files if label == index}

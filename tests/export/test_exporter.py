@@ -189,6 +189,39 @@ def test_every_label_has_a_test_image(tmp_path):
     assert (labels.count(0), labels.count(1)) == (10, 1)
 
 
+def test_what_is_no_file_is_no_picture(tmp_path):
+    from mri_edge.export.sources.external_model import split_pictures
+
+    folder = tmp_path / "no"
+    (folder / "album.png").mkdir(parents=True)
+    for name in ("1.png", "2.png", "album.png/3.png"):
+        (folder / name).write_text(name)
+    (folder / "dangling.png").symlink_to("nothing.png")
+    os.mkfifo(folder / "pipe.png")
+    images = split_pictures(tmp_path, {"no": ["no"]}, 0).images
+    assert [image.file for image in images] == ["no/1.png", "no/2.png", "no/album.png/3.png"]
+
+
+@pytest.mark.parametrize("name", ["1.png", "sub", "sub/2.png"])
+def test_what_cannot_be_read_is_named(tmp_path, as_user, name):
+    (tmp_path / "no" / "sub").mkdir(parents=True)
+    for file in ("1.png", "sub/2.png"):
+        (tmp_path / "no" / file).write_text(file)
+    (tmp_path / "no" / name).chmod(0)
+    code = f"""
+from pathlib import Path
+from mri_edge.errors import DataError
+from mri_edge.export.sources.external_model import split_pictures
+try:
+    split_pictures(Path({str(tmp_path)!r}), {{"no": ["no"]}}, 0)
+except DataError as error:
+    print(error)
+"""
+    done = subprocess.run([*as_user, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    (tmp_path / "no" / name).chmod(0o700)
+    assert done.stdout.startswith(f"{tmp_path / 'no' / name}: cannot read (Permission denied)")
+
+
 def test_search_chooses_the_recipe_with_the_smallest_difference_on_training_images(bundle, pictures):
     arguments = ["--formats", "onnx-int8", "--data", str(pictures), "--search", "--calibration-images", "40"]
     assert run(["export", str(bundle), *arguments]) == 0
