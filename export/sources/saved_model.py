@@ -4,7 +4,8 @@ A SavedModel is a program: TensorFlow has operations that read and write files, 
 Python, and it runs some functions as soon as the model is loaded.
 
 The protobuf class of the file has no public name in TensorFlow, since the public loader opens a model without
-a check. ``tensorflow.core.protobuf`` is generated from the file format. Tested with TensorFlow 2.21.
+a check. ``tensorflow.core.protobuf`` is generated from the file format, and ``tensorflow.python.ops.gen_*_ops`` from
+the definitions of the operations. Tested with TensorFlow 2.21.
 """
 
 from __future__ import annotations
@@ -18,6 +19,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+from tensorflow.python.ops import (
+    gen_array_ops,
+    gen_bitwise_ops,
+    gen_control_flow_ops,
+    gen_functional_ops,
+    gen_image_ops,
+    gen_linalg_ops,
+    gen_list_ops,
+    gen_manip_ops,
+    gen_math_ops,
+    gen_nn_ops,
+    gen_special_math_ops,
+    gen_spectral_ops,
+    gen_stateless_random_ops,
+    gen_stateless_random_ops_v2,
+    gen_string_ops,
+)
 
 from mri_edge.authoring.keras_models.containers import UnsafeModelError, check_unpacked
 from mri_edge.errors import BundleError, ConversionError, first_line
@@ -30,11 +48,19 @@ _STATEFUL = re.compile(
     r"VarHandleOp|VarIsInitializedOp|VariableShape|ReadVariableOp|DisableCopyOnRead"
     r"|Assign(Add|Sub)?VariableOp|Resource(Sparse)?(Apply|Gather|Scatter|Strided)\w*|DestroyResourceOp"
     r"|(Stateful)?PartitionedCall|If|While|Case|Assert|CheckNumerics(V2)?|GuaranteeConst|Empty|TensorArray\w*V3"
-    r"|Random\w+|TruncatedNormal|Multinomial|Stateful\w*(Uniform|Normal)\w*|RngReadAndSkip|RngSkip"
+    r"|Random(Uniform|UniformInt|StandardNormal|Gamma|Poisson|PoissonV2|Shuffle|Crop)|TruncatedNormal|Multinomial"
+    r"|Stateful\w*(Uniform|Normal)\w*|RngReadAndSkip|RngSkip"
     r"|StatelessRandomGetAlg"
 )
-# Operations that TensorFlow declares stateless but that reach outside the graph.
-_REACHING = re.compile(r"File|Dataset|PyFunc|Table|Debug|Reader|Queue|Snapshot|^Copy|Summary|Barrier|TPU|Xla")
+# Operations without a state, by the groups in which TensorFlow defines them. Many outside these groups read files.
+_COMPUTING = (
+    *(gen_array_ops, gen_bitwise_ops, gen_control_flow_ops, gen_functional_ops, gen_image_ops, gen_linalg_ops),
+    *(gen_list_ops, gen_manip_ops, gen_math_ops, gen_nn_ops, gen_special_math_ops, gen_spectral_ops),
+    *(gen_stateless_random_ops, gen_stateless_random_ops_v2, gen_string_ops),
+)
+_NEEDED = {"DynamicPartition", "DynamicStitch"}  # of other groups
+# Operations in these groups that end the process or map a file into memory.
+_REACHING = {"Abort", "ImmutableConst"}
 # Every SavedModel contains functions that save and restore its variables. They are never called here.
 _SAVING = {"SaveV2", "RestoreV2", "MergeV2Checkpoints", "ShardedFilename"}
 
@@ -138,8 +164,12 @@ def _check_operation(name: str, bodies: Any) -> None:
         definition = tf.Graph().op_def_for_type(name)
     except Exception as error:  # TensorFlow raises an error of its own for an unknown name
         raise UnsafeModelError(f"its operation {name!r} is not known") from error
-    if not _STATEFUL.fullmatch(name) if definition.is_stateful else _REACHING.search(name):
-        raise UnsafeModelError(f"its operation {name!r} does more than compute")
+    if definition.is_stateful:
+        allowed = _STATEFUL.fullmatch(name) is not None
+    else:
+        allowed = name in _NEEDED or (name not in _REACHING and any(hasattr(group, name) for group in _COMPUTING))
+    if not allowed:
+        raise UnsafeModelError(f"its operation {name!r} may do more than compute")
 
 
 def _constants(nodes: Iterable[Any]) -> int:

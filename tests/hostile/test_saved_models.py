@@ -64,6 +64,32 @@ class Grows(tf.Module):
         return tf.reduce_mean(pixels, (1, 2))[:, :2] + tf.zeros(4)[0]
 
 
+class Reaches(tf.Module):
+    """A module with an operation that TensorFlow declares stateless although it reaches outside the graph."""
+
+    def __init__(self, name, options):
+        super().__init__()
+        self.reach = lambda: getattr(tf.raw_ops, name)(**options)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 32, 32, 3), tf.float32)])
+    def serve(self, pixels):
+        with tf.control_dependencies([self.reach()]):
+            return tf.identity(tf.reduce_mean(pixels, (1, 2))[:, :2])
+
+
+REACHING = {
+    "Abort": {"error_msg": "", "exit_without_error": True},
+    "ImmutableConst": {"dtype": tf.float32, "shape": (1,), "memory_region_name": "/etc/passwd"},
+    "EncodeProto": {
+        "sizes": [[1]],
+        "values": [tf.constant([[1]])],
+        "field_names": ["a"],
+        "message_type": "a",
+        "descriptor_source": "/etc/passwd",
+    },
+}
+
+
 def saved(module, folder):
     tf.saved_model.save(module, str(folder), signatures={"serve": module.serve})
     return folder
@@ -72,8 +98,8 @@ def saved(module, folder):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda path: Reads(), "'ReadFile' does more than compute"),
-        (lambda path: Writes(path / "marker"), "'WriteFile' does more than compute"),
+        (lambda path: Reads(), "'ReadFile' may do more than compute"),
+        (lambda path: Writes(path / "marker"), "'WriteFile' may do more than compute"),
         (lambda path: Saves(path / "marker"), "writes or reads files"),
     ],
     ids=["reads", "writes", "saves"],
@@ -87,7 +113,14 @@ def test_it_is_refused(make, words, tmp_path):
 
 def test_a_word_list_is_refused(tmp_path):
     folder = saved(Looks(tmp_path / "words.txt"), tmp_path / "model")
-    with pytest.raises(BundleError, match="does more than compute"):
+    with pytest.raises(BundleError, match="may do more than compute"):
+        load_saved_model(folder, 32, 32)
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_an_operation_that_tensorflow_declares_stateless_may_be_refused(name, tmp_path):
+    folder = saved(Reaches(name, REACHING[name]), tmp_path / "model")
+    with pytest.raises(BundleError, match=f"'{name}' may do more than compute"):
         load_saved_model(folder, 32, 32)
 
 
