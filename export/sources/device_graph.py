@@ -13,6 +13,7 @@ first use of a layer, and ``Model.layers`` does not say which layer reads which 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -44,7 +45,7 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> Any:
     Raises
     ------
     ConversionError
-        The model has other inputs or outputs.
+        The model has other inputs or outputs, or TensorFlow does not take a name in it.
     """
     size = (preprocessing.height, preprocessing.width)
     check_classifier(model, preprocessing)
@@ -64,9 +65,18 @@ def device_graph(model: Any, preprocessing: Preprocessing) -> Any:
             return tf.identity(answer, name=OUTPUT)
 
         with _inlined_functions():
-            traced = tf.function(probabilities).get_concrete_function(
-                tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT)
-            )
+            try:
+                traced = tf.function(probabilities).get_concrete_function(
+                    tf.TensorSpec((None, *size, 3), tf.uint8, name=INPUT)
+                )
+            except ValueError as error:
+                refused = re.search(r"'.*' is not a valid (root )?scope name", str(error))
+                if refused is None:
+                    raise
+                raise ConversionError(
+                    f"TensorFlow cannot trace this model: {refused[0]}",
+                    "Rename the model or layer, with only ASCII letters, digits, _ and -, and save it again",
+                ) from error
         return convert_variables_to_constants_v2(traced)
 
 

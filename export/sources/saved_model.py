@@ -94,7 +94,9 @@ def load_saved_model(folder: Path, height: int, width: int, original: Path | Non
             raise ConversionError(
                 f"{original}: its signature {endpoint!r} has {len(outputs)} outputs, one is supported"
             )
-        return keras.Model(pixels, outputs[0], name=original.name)
+        # TensorFlow traces a model only under a name of ASCII letters, digits and some signs.
+        name = re.sub(r"[^A-Za-z0-9]+", "-", original.name).strip("-") or None
+        return keras.Model(pixels, outputs[0], name=name)
     raise ConversionError(
         f"{original}: no SavedModel with a signature for float32 (N, {height}, {width}, 3) ({first_line(reason)})",
         "Save it with model.export",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,30 @@ def test_without_pictures_an_artifact_that_differs_from_keras_is_refused(models,
 def test_labels_from_folders_need_the_folders(models, tmp_path, capfd):
     assert export(models / "probabilities.keras", tmp_path / "new", labels="folders") == 2
     assert "--labels folders needs --data" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["my model", "mein modell ü", "脳", "_model"])
+def test_a_saved_model_may_have_any_name(models, tmp_path, name):
+    folder = Path(shutil.copytree(models / "gray", tmp_path / name))
+    assert export(folder, tmp_path / "new", "--formats", "tflite") == 0
+
+
+@pytest.mark.parametrize(("model", "layer"), [("my model", "dense"), ("model", "first layer"), ("model", "erste_ä")])
+def test_a_name_that_tensorflow_refuses_is_reported(tmp_path, capfd, model, layer):
+    import keras
+
+    entry = keras.Input((32, 32, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(entry)
+    head = keras.layers.Dense(2, activation="softmax", name=layer)
+    keras.Model(entry, head(pooled), name=model).save(tmp_path / "named.keras")
+    try:
+        assert export(tmp_path / "named.keras", tmp_path / "new") == 3
+    finally:
+        keras.utils.clear_session()  # Keras does not leave a scope that it could not enter
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"cannot trace this model: '.*' is not a valid (root )?scope name. Rename the model or layer", error
+    )
 
 
 def test_a_layer_that_does_not_convert_is_named(models, pictures, tmp_path, capfd):
