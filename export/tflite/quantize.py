@@ -73,7 +73,8 @@ def quantize_with(
     for operator in subgraph.operators:
         if operator_code(model, operator) == BuiltinOperator.CAST and operator.inputs[0] == subgraph.inputs[0]:
             ranges[_output_name(subgraph, operator)] = PIXELS
-    ranges |= dict.fromkeys(_after_last_activation(content), PROBABILITIES)
+    # A sum of several probabilities, which a model averages, is larger than 1.
+    ranges |= {name: PROBABILITIES for name in _after_last_activation(content) if ranges[name][1] <= 1}
     for index in float_activations(model):
         set_range(subgraph.tensors[index], *ranges[subgraph.tensors[index].name.decode()])
     try:

@@ -22,7 +22,7 @@ _KINDS = {value: name for name, value in vars(BuiltinOperator).items() if isinst
 
 
 def network(head: str):
-    """A residual network with a depthwise convolution and one of three heads."""
+    """A residual network with a depthwise convolution and one of four heads."""
     import keras
 
     keras.utils.set_random_seed(5)
@@ -33,6 +33,9 @@ def network(head: str):
     hidden = layers.MaxPooling2D()(layers.Add()([stem, branch]))
     hidden = layers.Flatten()(hidden) if head == "flatten" else layers.GlobalAveragePooling2D()(hidden)
     hidden = layers.Dense(16, activation="relu", bias_initializer="random_normal")(hidden)
+    if head == "averaged":
+        heads = [layers.Dense(2, activation="softmax")(hidden) for _ in range(2)]
+        return keras.Model(entry, layers.Average()(heads))
     if head == "sigmoid":
         return keras.Model(entry, layers.Dense(1, activation="sigmoid")(hidden))
     return keras.Model(entry, layers.Dense(3 if head == "three" else 2, activation="softmax")(hidden))
@@ -43,7 +46,7 @@ def files(pictures):
     return tuple(path for path, _ in pictures_in(pictures))[::4]
 
 
-@pytest.fixture(scope="module", params=["flatten", "three", "sigmoid"])
+@pytest.fixture(scope="module", params=["flatten", "three", "sigmoid", "averaged"])
 def converted(request, files):
     """The Keras network and the bytes of its integer file."""
     from mri_edge.authoring.quiet import quiet
@@ -94,7 +97,7 @@ def test_parameters_are_constant_and_dense_kernels_have_one_scale(subgraph):
         if operator_code(model, operator) == BuiltinOperator.RESHAPE:
             target = model.buffers[graph.tensors[int(operator.inputs[1])].buffer].data
             assert -1 not in np.frombuffer(bytes(target), np.int32)
-    assert dense == 2
+    assert dense >= 2
 
 
 def test_probabilities_are_256ths(subgraph):
