@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import MANIFEST
 from mri_edge.device.dirs import state_folder
-from mri_edge.errors import MriEdgeError, UsageError
+from mri_edge.errors import ManifestError, MriEdgeError, UsageError
 from mri_edge.storage.atomic import atomic_write
 
 RUNS = Path("runs")
@@ -80,7 +81,10 @@ def as_typed(folder: Path) -> str:
 
 
 def _record_path(bundle: Bundle) -> Path:
-    return state_folder() / "data" / f"{bundle.manifest.training.data_fingerprint[:32]}.json"
+    name = bundle.manifest.training.data_fingerprint[:32]
+    if re.fullmatch("[0-9a-f]{32}", name) is None:  # otherwise a bundle could name any file
+        raise ManifestError(f"{bundle.folder}: the fingerprint of its training data is no SHA-256")
+    return state_folder() / "data" / f"{name}.json"
 
 
 def choose_bundle(position: str | None, option: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -68,6 +69,21 @@ def test_the_data_folder_is_remembered_outside_the_bundle(
     bundle.check_complete()  # nothing was added to the bundle
     data.rename(tmp_path / "moved")
     with pytest.raises(UsageError, match=r"no longer there.*--data DIR"):
+        remembered_data(bundle)
+
+
+@pytest.mark.parametrize("fingerprint", ["/elsewhere/file", "../../file", "\0", "A" * 64, ""])
+def test_a_bundle_does_not_choose_where_its_data_is_remembered(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fingerprint: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    manifest["training"]["data_fingerprint"] = fingerprint
+    (tiny_bundle / "manifest.json").write_text(json.dumps(manifest))
+    bundle, before = Bundle.open(tiny_bundle), sorted(tmp_path.rglob("*"))
+    remember_data(bundle, tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UsageError, match="no record of the folder"):
         remembered_data(bundle)
 
 
