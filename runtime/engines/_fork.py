@@ -40,7 +40,7 @@ def check_opens_here(name: str, *, opens_after_fork: bool) -> None:
         )
 
 
-def _refuse(batch: object) -> NoReturn:
+def _refuse(*_: object) -> NoReturn:
     raise EngineError(
         "this engine was opened before the process was forked, and does not run in the child", "Open it in the child"
     )

@@ -78,10 +78,13 @@ def go_on_with_results():
         raise AssertionError("results of the parent's threads")
 
 def run_the_engine_alone():
-    try:
-        alone.run(None)
-    except EngineError as error:
-        assert "before the process was forked" in str(error)
+    for run in (lambda: alone.run(None), lambda: alone.run_outputs(None, [])):
+        try:
+            run()
+        except EngineError as error:
+            assert "before the process was forked" in str(error)
+        else:
+            raise AssertionError("the engine of the parent ran")
     alone.close()
 
 def fork_again():
