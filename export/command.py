@@ -278,6 +278,12 @@ def _refuse_ignored(names: tuple[str, ...], scans: Path | None, search: bool) ->
             f"is about calibration, and no format is calibrated ({', '.join(names)})",
             "Name one with --formats, for example onnx-int8",
         )
+    if not any(find_format(name).PRECISION == "int8" for name in names):
+        refuse_typed(
+            ("method", "search"),
+            f"is about the ranges of int8, and no format is int8 ({', '.join(names)})",
+            "Omit it, or name one with --formats, for example onnx-int8",
+        )
 
 
 def _bundle_to_export(named: str | None) -> Bundle:

@@ -334,6 +334,14 @@ def test_data_that_differs_from_the_training_data_is_refused(bundle, pictures, t
         (["--overwrite"], "--overwrite applies only to a model made elsewhere. Add --from MODEL"),
         (["--calibration", "."], "--calibration is about calibration, and no format is calibrated (onnx, tflite)"),
         (["--formats", "tflite-fp16", "--search"], "--search is about calibration"),
+        (
+            ["--formats", "onnx-fp16", "--search"],
+            "--search is about the ranges of int8, and no format is int8 (onnx-fp16)",
+        ),
+        (
+            ["--formats", "onnx-fp16", "--calibration-method", "entropy"],
+            "--calibration-method is about the ranges of int8",
+        ),
         (["--flip-rate", "0"], "--flip-rate"),  # no number of images can show that the rate is 0
         (["--from", "x.keras"], "--labels"),
         (["--from", "x.keras", "--labels", "a,b"], "--preprocessing"),
