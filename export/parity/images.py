@@ -114,21 +114,22 @@ def add_others(
     if not drawn:
         return tests
     step(f"reading {len(drawn):,} images that did not calibrate")
-    pixels = _read(drawn, len(drawn), preprocessing)
     seen = {*tests.tests, *(digest(read_resized(file, preprocessing)) for file in used)}
-    kept = []
-    for index, row in enumerate(pixels):
-        tensor = digest(row)
-        if tensor not in seen:
+    images: list[SplitImage] = []
+    pixels = np.empty((len(tests.files) + len(drawn), *tests.pixels.shape[1:]), np.uint8)
+    pixels[: len(tests.files)] = tests.pixels
+    for path in drawn:
+        row = read_resized(path, preprocessing)
+        if (tensor := digest(row)) not in seen:
             seen.add(tensor)
-            kept.append(index)
-    images = [candidates[drawn[index]] for index in kept]
+            pixels[len(tests.files) + len(images)] = row
+            images.append(candidates[path])
     if not images:
         return tests
     return ComparedImages(
         (*tests.files, *(image.file for image in images)),
         np.concatenate([tests.labels, np.array([image.label for image in images], np.intp)]),
-        np.concatenate([tests.pixels, pixels[kept]]),
+        pixels[: len(tests.files) + len(images)],
         tests.stages,
         Others(len(images), len(present), seed, fingerprint(sorted(image.sha256 for image in images))),
     )
