@@ -145,7 +145,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, text: str | Non
 @click.option(
     "--preprocessing",
     metavar="JSON",
-    help="With --from: object or file with height, width, channel_order, scale, mean, deviation.",
+    help="With --from: object or file with height, width, channel_order, scale, mean, deviation, framing, resize.",
 )
 @click.option(
     "--activation",

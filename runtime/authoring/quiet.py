@@ -53,7 +53,7 @@ def load_keras(extra: Literal["train", "export"]) -> Any:
     if machine.cpu().architecture == "x86_64":
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if extra == "export":
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+        os.environ["KERAS_BACKEND"] = "tensorflow"
     for name in ("tensorflow", "tf2onnx", "absl", "h5py"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with silence_stderr():

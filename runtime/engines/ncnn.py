@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -139,9 +140,9 @@ def _import_ncnn() -> Any:
 def _input_shape(description: bytes) -> tuple[int, int] | None:
     """Height and width from the line of the input; None if it is missing."""
     for line in description.decode("utf-8", "replace").splitlines():
-        kind, *values = line.split()
-        if kind == "Input" and len(values) >= 6:
-            sizes = dict(value.split("=", 1) for value in values[4:] if "=" in value)
-            if sizes.get("2") == "3" and all(sizes.get(key, "").isdecimal() for key in "01"):
+        values = line.split()
+        if values[:1] == ["Input"] and len(values) >= 7:
+            sizes = dict(value.split("=", 1) for value in values[5:] if "=" in value)
+            if sizes.get("2") == "3" and all(re.fullmatch("[0-9]{1,5}", sizes.get(key, "")) for key in "01"):
                 return int(sizes["1"]), int(sizes["0"])
     return None

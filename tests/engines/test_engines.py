@@ -28,6 +28,7 @@ from mri_edge.engines import (
     offered,
     open_engine,
 )
+from mri_edge.engines.ncnn import _input_shape
 from mri_edge.errors import EngineError, EngineUnavailable, InputError, ProviderUnavailable, UsageError
 
 # Engines sum in other orders, and one batch size may take another kernel than the next: float32
@@ -169,6 +170,21 @@ def _archive(folder: Path, members: dict[str, bytes], compression: int = zipfile
         for name, content in members.items():
             archive.writestr(name, content)
     return path
+
+
+@pytest.mark.parametrize(
+    ("line", "shape"),
+    [
+        ("Input in0 0 1 in0 0=48 1=32 2=3", (32, 48)),
+        ("\nInput in0 0 1 in0 0=48 1=32 2=3", (32, 48)),
+        ("Input in0 0 1 in0 0=48 1=32 2=1", None),
+        (f"Input in0 0 1 in0 0={'9' * 5000} 1=32 2=3", None),
+        ("Input", None),
+        ("\n \n", None),
+    ],
+)
+def test_any_description_for_ncnn_gives_a_size_or_none(line: str, shape: tuple[int, int] | None) -> None:
+    assert _input_shape(line.encode()) == shape
 
 
 @pytest.mark.parametrize("kind", ["openvino", "ncnn"])
