@@ -210,11 +210,10 @@ def test_a_disk_that_is_not_mounted_does_not_end_the_node(make_node, archive, mo
     node.spool.rename(disk)
     if mount_point:
         node.spool.mkdir()
-    peers.wait_for(lambda: "are missing" in node.log.read_text(), "the problem is reported")
+    peers.wait_for(lambda: "tries again until it works" in node.log.read_text(), "the problem is reported")
     assert send(node.port, *series(1, 2)) == [0xA700] * 2
     if mount_point:
-        assert list(node.spool.iterdir()) == []
-        node.spool.rmdir()
+        shutil.rmtree(node.spool)  # the disk may have gone while the state was written
     disk.rename(node.spool)
     peers.wait_for(lambda: "the node continues" in node.log.read_text(), "the disk is found")
     assert send(node.port, *series(1, 2)) == [0] * 2
