@@ -61,6 +61,7 @@ def test_the_code_would_run_without_the_check(tmp_path):
 def test_the_command_reports_it_in_one_line(name, tmp_path, capfd):
     path = craft.CRAFTERS[name][0](tmp_path)
     data = tmp_path / "data"
+    data.mkdir()
     arguments = ["--from", str(path), "--labels", "no,yes", "--data", str(data)]
     arguments += ["--preprocessing", '{"height": 32, "width": 32}']
     assert run(["export", str(tmp_path / "out"), *arguments]) == 3
