@@ -169,19 +169,19 @@ class Receiver:
             )
         except OSError as error:
             full = error.errno in DISK_ERRORS or error.errno == errno.ENOENT  # or the disk is not mounted
-            self._counters.add("instances", "refused")
-            self._remind(f"an instance was refused: the spool cannot be written ({error.strerror})")
-            return _OUT_OF_RESOURCES if full else _PROCESSING_FAILURE
+            status = _OUT_OF_RESOURCES if full else _PROCESSING_FAILURE
+            return self._refuse_instance(f"the spool cannot be written ({error.strerror})", status)
         except MemoryError:
-            self._counters.add("instances", "refused")
-            self._remind("an instance was refused: the memory is used up. Lower --max-associations")
-            return _OUT_OF_RESOURCES
+            return self._refuse_instance("the memory is used up. Lower --max-associations", _OUT_OF_RESOURCES)
         except Exception as error:  # noqa: BLE001 (pynetdicom would refuse the instance without a word)
-            self._counters.add("instances", "refused")
-            self._remind(f"an instance was refused: {fault(error)}")
-            return _PROCESSING_FAILURE
+            return self._refuse_instance(fault(error), _PROCESSING_FAILURE)
         self._counters.add("instances", outcome)
         return _SUCCESS
+
+    def _refuse_instance(self, reason: str, status: int) -> int:
+        self._counters.add("instances", "refused")
+        self._remind(f"an instance was refused: {reason}")
+        return status
 
     def _refuse(self, reason: str, address: str) -> None:
         self._counters.add("connections", "refused")
