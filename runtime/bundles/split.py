@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from mri_edge.errors import DataError, ManifestError
 from mri_edge.storage.atomic import fingerprint, sha256_of
 
-from .decode import is_plain_relative, parse, read, read_array
+from .decode import parse, read, read_array
 
 if TYPE_CHECKING:
     from .bundle import Bundle
@@ -86,7 +86,7 @@ class Split:
         """Read what ``to_json`` wrote. Raises ManifestError, which names ``origin``, if it is something else."""
         split = read(cls, parse(text, origin), origin)
         for image in split.images:
-            if not is_plain_relative(image.file):
+            if not _stays_inside(image.file):
                 raise ManifestError(f"{origin}: {image.file!r}: images must be inside the data folder")
             if not _SHA256.fullmatch(image.sha256):
                 shown = repr(image.sha256[:64])
@@ -153,3 +153,9 @@ class Split:
                 )
             found.append((path, image.label))
         return found
+
+
+def _stays_inside(file: str) -> bool:
+    """Whether a path stays in the data folder on this system. The name of an image may contain any character."""
+    path = PurePath(file)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts and "\0" not in file

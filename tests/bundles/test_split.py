@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def test_round_trip(split: Split) -> None:
     assert Split.from_json(text) == split
     assert Split.from_json(text.encode()) == split
     assert text.count("\n") == 3 + len(split.images) - 1  # an image a line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows allows none of these in a name")
+@pytest.mark.parametrize("name", ["12:30 pm.jpg", "3.05\u202fPM.png", "a\\b.png", "two\nlines.png", "..png", "C:x.png"])
+def test_any_name_that_a_file_may_have_survives_a_round_trip(data: Path, name: str) -> None:
+    (data / name).write_bytes(b"picture")
+    split = Split((SplitImage(name, sha256_of(data / name), 0, "train"),))
+    assert Split.from_json(split.to_json()).locate(data, "train") == [(data / name, 0)]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../a.png", "a/../../b.png", "/a.png", "a\0b.png", "\ud800.png"])
+def test_a_name_outside_the_data_folder_is_rejected(name: str) -> None:
+    text = json.dumps({"images": [{"file": name, "sha256": "0" * 64, "label": 0, "role": "train"}]})
+    with pytest.raises(ManifestError):
+        Split.from_json(text)
 
 
 def test_an_empty_split_survives_a_round_trip() -> None:
