@@ -202,24 +202,29 @@ def test_what_is_no_file_is_no_picture(tmp_path):
     assert [image.file for image in images] == ["no/1.png", "no/2.png", "no/album.png/3.png"]
 
 
-@pytest.mark.parametrize("name", ["1.png", "sub", "sub/2.png"])
-def test_what_cannot_be_read_is_named(tmp_path, as_user, name):
-    (tmp_path / "no" / "sub").mkdir(parents=True)
-    for file in ("1.png", "sub/2.png"):
-        (tmp_path / "no" / file).write_text(file)
-    (tmp_path / "no" / name).chmod(0)
+def test_what_cannot_be_read_is_named(tmp_path, as_user):
+    unreadable = ["1.png", "sub", "sub/2.png"]
+    for place, name in enumerate(unreadable):
+        folder = tmp_path / str(place) / "no"
+        (folder / "sub").mkdir(parents=True)
+        for file in ("1.png", "sub/2.png"):
+            (folder / file).write_text(file)
+        (folder / name).chmod(0)
     code = f"""
 from pathlib import Path
 from mri_edge.errors import DataError
 from mri_edge.export.sources.external_model import split_pictures
-try:
-    split_pictures(Path({str(tmp_path)!r}), {{"no": ["no"]}}, 0)
-except DataError as error:
-    print(error)
+for place in "012":
+    try:
+        split_pictures(Path({str(tmp_path)!r}, place), {{"no": ["no"]}}, 0)
+    except DataError as error:
+        print(error)
 """
     done = subprocess.run([*as_user, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    (tmp_path / "no" / name).chmod(0o700)
-    assert done.stdout.startswith(f"{tmp_path / 'no' / name}: cannot read (Permission denied)")
+    for place, (name, line) in enumerate(zip(unreadable, done.stdout.splitlines(), strict=True)):
+        path = tmp_path / str(place) / "no" / name
+        path.chmod(0o700)
+        assert line.startswith(f"{path}: cannot read (Permission denied)")
 
 
 def test_search_chooses_the_recipe_with_the_smallest_difference_on_training_images(bundle, pictures):

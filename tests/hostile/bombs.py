@@ -57,7 +57,7 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 def png(width: int, height: int, bits: int, colour: int, row: bytes, *before: bytes, interlace: int = 0) -> bytes:
     """Make a PNG of equal rows, each with its filter byte. ``before`` are the chunks before the pixels."""
-    packer = zlib.compressobj(6)
+    packer = zlib.compressobj(1)
     pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlace))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(before) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -222,7 +222,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "strip.png": lambda: png(20_000, 600, 8, 2, b"\0" + bytes([200, 30, 30]) * 20_000),
     "column.png": lambda: png(976, 65_535, 8, 0, b"\0" + bytes([200]) * 976),
     "interlaced.png": _interlaced,
-    "noise.png": lambda: _encoded(_colour(), "PNG", compress_level=1),
+    "noise.png": lambda: _encoded(_colour(), "PNG", compress_level=0),
     "profiles.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20))) * 4000),
     "texts.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 20))) * 4000),
     "chunks.png": lambda: png(8, 8, 8, 0, bytes(9), chunk(b"prVt", b"") * 5_000_000),
@@ -268,7 +268,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     ),
     "deflate.tif": lambda: _tiff(np.zeros((6000, 6000, 3), np.uint16) + 40_000, photometric="rgb", compression="zlib",
                                  predictor=True, rowsperstrip=6000),
-    "lzma.tif": lambda: _tiff(np.asarray(_colour(2000)), photometric="rgb", compression="lzma", rowsperstrip=2000),
+    "lzma.tif": lambda: _tiff(np.asarray(_colour(2000)), photometric="rgb", compression="lzma",
+                              compressionargs={"level": 0}, rowsperstrip=2000),
     "zstd.tif": lambda: _tiff(np.zeros((_SIDE, _SIDE, 3), np.uint8), photometric="rgb", compression="zstd",
                               rowsperstrip=16),
     "jpeg.tif": lambda: _tiff(np.asarray(_colour(6000)), photometric="ycbcr", compression="jpeg", tile=(512, 512)),
