@@ -319,7 +319,7 @@ class Classifier:
     def predict_prepared(
         self, prepared: Sequence[Prepared | Failure], *, batch_size: int | None = None
     ) -> Iterator[Prediction | Failure]:
-        """Classify what ``prepare_sources`` has read, maybe in another process, in the same order.
+        """Classify what ``prepare_in_pieces`` has read, maybe in another process, in the same order.
 
         Failures are yielded as they are. ``batch_size`` and errors are as for ``predict_batches``.
         """

@@ -96,20 +96,12 @@ def prepare(frames: Sequence[Decoded], preprocessing: Preprocessing, *, keep_pix
     ]
 
 
-def prepare_sources(
-    sources: Sequence[Source | InputError], preprocessing: Preprocessing, reading: ReadOptions, *, keep_pixels: bool
-) -> list[Prepared | Failure]:
-    """Read and prepare every frame of some scans in order. A scan or frame that cannot be read becomes a Failure."""
-    pieces = prepare_in_pieces(sources, preprocessing, reading, keep_pixels=keep_pixels)
-    return [result for result in chain.from_iterable(pieces) if result is not None]
-
-
 def prepare_in_pieces(
     sources: Iterable[Source | InputError], preprocessing: Preprocessing, reading: ReadOptions, *, keep_pixels: bool
 ) -> Iterator[list[Prepared | Failure | None]]:
-    """Do as ``prepare_sources``, in lists that take some MiB, because a scan may have any number of frames.
+    """Read and prepare every frame of some scans in order. A scan or frame that cannot be read becomes a Failure.
 
-    None follows the last frame of each scan.
+    The lists take some MiB, because a scan may have any number of frames. None follows the last frame of each scan.
     """
     piece: list[Prepared | Failure | None] = []
     waiting: list[Decoded | Failure | None] = []

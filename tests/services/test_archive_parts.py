@@ -14,6 +14,7 @@ import tempfile
 import threading
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -31,7 +32,9 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import BundleError, EngineError, InputError, OutputError, UsageError
 from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
+from mri_edge.scans.frame import Frame
 from mri_edge.scans.options import DEFAULT
+from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import readers
 from mri_edge.services.archive import (
     cluster,
@@ -43,6 +46,7 @@ from mri_edge.services.archive import (
     progress,
     reading,
     record,
+    schema,
     sink,
     sources,
     stages,
@@ -60,6 +64,10 @@ NONE = np.zeros(0, np.int64)
 
 def units_of(*named: object, by: str = "slice") -> list[Unit]:
     return list(sources.find_units(map(str, named), by=by, notify=lambda message: None))
+
+
+def slices_of(units: list[Unit], preprocessing: Preprocessing) -> list[tuple[int, reading.Result]]:
+    return [found for piece in reading.read_units(units, preprocessing, DEFAULT) for found in piece]
 
 
 def names_of(*named: object) -> list[str]:
@@ -399,13 +407,13 @@ def test_the_progress_never_falls_if_the_node_that_counts_is_lost(monkeypatch):
 def test_one_part_is_read_ahead():
     read: list[int] = []
 
-    def remember(number: int) -> int:
-        read.append(number)
-        return number
+    def remembered() -> Iterator[list[int]]:
+        for number in range(6):
+            read.append(number)
+            yield [number]
 
-    parts = reading.read_ahead(remember, range(6))
-    for number, part in enumerate(parts):
-        assert part == number
+    for number, part in enumerate(reading.read_ahead(remembered())):
+        assert part == [number]
         assert len(read) <= number + 2
     assert read == list(range(6))
 
@@ -696,11 +704,10 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         preprocessing = classifier.bundle.manifest.preprocessing
         paths = [str(PHANTOM), str(EXAMPLES / "gone.jpg"), str(EXAMPLES / "phantom-2.jpg")]
         units = [Unit(None, None, (Member(path),)) for path in paths]
-        found = reading.read_units(units, preprocessing, DEFAULT)
-        assert [len(slices) for slices in found] == [1, 1, 1]
+        found = slices_of(units, preprocessing)
+        assert [place for place, _ in found] == [0, 1, 2]
         expected = list(classifier.predict_batches(paths))
-        packed = [packing.unpacked(packing.packed(slices)) for slices in found]
-        results = list(classifier.predict_prepared([result for slices in packed for result in slices]))
+        results = list(classifier.predict_prepared(packing.unpacked(packing.packed([result for _, result in found]))))
         assert [result.source for result in results] == paths
         assert [r.probabilities for r in results if hasattr(r, "label")] == [
             r.probabilities for r in expected if hasattr(r, "label")
@@ -712,12 +719,61 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
             "read",
             lambda source, options: iter(()) if source.endswith("phantom-1.jpg") else real(source, options),
         )
-        found = reading.read_units(units, preprocessing, DEFAULT)
-        assert [slices[0].error.code if hasattr(slices[0], "error") else "" for slices in found] == [
-            "damaged",
-            "missing",
-            "",
+        found = slices_of(units, preprocessing)
+        assert [(place, result.error.code if hasattr(result, "error") else "") for place, result in found] == [
+            (0, "damaged"),
+            (1, "missing"),
+            (2, ""),
         ]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_scans_of_many_slices_take_no_more_memory(elsewhere, study, tmp_path, monkeypatch):
+    """Neither many volumes nor a long one: some MiB are read at a time, and every slice knows its scan."""
+    preprocessing = Bundle.open("lite").manifest.preprocessing
+    frames, scans = 200, 4
+    picture = next(iter(readers()))
+    pixels = np.full((256, 256, 3), 90, np.uint8)
+
+    def volume(source, options):
+        for index in range(frames):
+            yield Frame(pixels.copy(), str(source), index, frames)
+
+    monkeypatch.setattr(picture, "read", volume)
+    (unit,) = [unit for unit in units_of(tmp_path / "s.zip" if elsewhere else study) if "phantom" in unit.name]
+    found = []
+    tracemalloc.start()
+    for piece in reading.read_units([unit] * scans, preprocessing, DEFAULT):
+        found += [(place, result.frame.index) for place, result in piece]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == [(place, index) for place in range(scans) for index in range(frames)]
+    assert peak < 40 << 20, "a scan takes 30 MB, all of them 120"
+
+
+def test_blocks_of_scans_with_many_slices_hold_fewer_scans(study, monkeypatch):
+    """Each row is a whole scan, because an input counts as finished with its first row."""
+    work = stages.Work("lite", None, RunOptions(), "", "", "slice", "axial", None, Path.cwd(), None)
+    paths = [str(EXAMPLES / f"phantom-{number}.jpg") for number in (1, 2, 3)]
+    inputs = pa.table(
+        [[7, 8, 9], [Unit(None, None, (Member(path),)).to_json() for path in paths]], [INPUT, stages.UNIT]
+    )
+    preprocessing = Bundle.open("lite").manifest.preprocessing
+    ledger = mock.Mock()
+    monkeypatch.setattr("ray.get", lambda reference: 0)
+    assert [block[INPUT].to_pylist() for block in stages.read_scans(inputs, work, preprocessing, ledger)] == [[7, 8, 9]]
+    monkeypatch.setattr(stages, "_BLOCK_BYTES", 1)
+    blocks = list(stages.read_scans(inputs, work, preprocessing, ledger))
+    assert [block[INPUT].to_pylist() for block in blocks] == [[7], [8], [9]]
+    assert [len(packing.unpacked(block["prepared"][0].as_buffer())) for block in blocks] == [1, 1, 1]
+
+
+def test_rows_in_several_parts_are_one_table(monkeypatch):
+    rows = [(number, {"file": f"{number}.jpg", "error": "damaged"}) for number in range(5)]
+    whole = table(rows, columns("slice"))
+    monkeypatch.setattr(schema, "_TOGETHER", 2)
+    assert table(iter(rows), columns("slice")).equals(whole)
+    assert table([], columns("slice")).num_rows == 0
 
 
 def test_a_function_that_ends_its_process_is_tried_three_times(tmp_path):

@@ -10,7 +10,7 @@ from mri_edge.inference.prediction import Failure
 from mri_edge.inference.preparing import Prepared
 from mri_edge.scans.frame import Pixels, as_rgb, gray_channel
 
-from .reading import Slices
+from .reading import Result
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class _Gray:
     channel: Pixels
 
 
-def packed(slices: Slices) -> bytes:
+def packed(slices: list[Result]) -> bytes:
     """Return the slices as bytes. A gray picture takes one channel."""
     return pickle.dumps([_smaller(result) for result in slices], protocol=5)
 
 
-def _smaller(result: Prepared | Failure) -> Any:
+def _smaller(result: Result) -> Any:
     if isinstance(result, Failure):
         return result
     frame = result.frame
@@ -35,9 +35,9 @@ def _smaller(result: Prepared | Failure) -> Any:
     return replace(result, frame=replace(frame, pixels=pixels, metadata=metadata))
 
 
-def unpacked(content: bytes) -> Slices:
+def unpacked(content: bytes) -> list[Result]:
     """Return what ``packed`` was given."""
-    slices: Slices = pickle.loads(content)  # noqa: S301 (from a process of this run)
+    slices: list[Result] = pickle.loads(content)  # noqa: S301 (from a process of this run)
     return [
         replace(result, frame=replace(result.frame, pixels=as_rgb(result.frame.pixels.channel)))
         if isinstance(result, Prepared) and isinstance(result.frame.pixels, _Gray)

@@ -2,88 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from itertools import groupby
+from typing import Any
 
 from mri_edge.errors import InputError
 from mri_edge.inference.prediction import Failure, Prediction
-from mri_edge.inference.preparing import Prepared, prepare_sources
+from mri_edge.inference.preparing import Prepared, prepare_in_pieces
 from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.preprocessing import Preprocessing
 
 from .guard import Isolation, crashed
 from .units import Unit, local_files
 
-TOGETHER = 32  # scans that are read and resized together: in smaller parts, Python takes up to 10% longer
-
-Key = TypeVar("Key")
-Part = TypeVar("Part")
-
-Slices = list[Prepared | Failure]
+Result = Prepared | Failure
+Piece = list[tuple[int, Result]]  # slices, each with the place of its scan among the units
 
 
 def read_units(
     units: Sequence[Unit], preprocessing: Preprocessing, reading: ReadOptions, isolation: Isolation | None = None
-) -> list[Slices]:
-    """Return the slices of each scan.
+) -> Iterator[Piece]:
+    """Yield the slices of all scans in order, in lists of some MiB, because a scan may have any number of slices.
 
-    With ``isolation``, each scan is read in a child process, and one that ends it each time becomes a Failure.
+    With ``isolation``, each scan is read whole in a child process, and one that ends it each time becomes a Failure.
     """
-    if isolation is not None:
-        return [_read_isolated(isolation, unit, preprocessing, reading) for unit in units]
-    found: list[Slices] = []
-    waiting: list[str] = []
 
-    def read_waiting() -> None:
-        for start in range(0, len(waiting), TOGETHER):
-            found.extend(_read_files(waiting[start : start + TOGETHER], preprocessing, reading))
-        waiting.clear()
+    def together(numbered: tuple[int, Unit]) -> bool:
+        return isolation is None and numbered[1].error is None and numbered[1].is_local
 
-    for unit in units:
-        if unit.error is None and unit.is_local:
-            waiting.append(unit.members[0].path)
+    for of_this_machine, run in groupby(enumerate(units), together):
+        if of_this_machine:
+            places, paths = zip(*((place, unit.members[0].path) for place, unit in run), strict=True)
+            for piece in _read_files(paths, preprocessing, reading):
+                yield [(places[index], result) for index, result in piece]
             continue
-        read_waiting()
-        found.append(_read_elsewhere(unit, preprocessing, reading))
-    read_waiting()
-    return found
+        for place, unit in run:
+            alone = (
+                [_read_isolated(isolation, unit, preprocessing, reading)]
+                if isolation
+                else (_read_elsewhere(unit, preprocessing, reading))
+            )
+            for slices in alone:
+                yield [(place, result) for result in slices]
 
 
-def _read_isolated(isolation: Isolation, unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Slices:
-    found = isolation.call(read_units, [unit], preprocessing, reading)
-    return [Failure(unit.name, crashed(unit.name))] if found is None else found[0]
+def _read_isolated(
+    isolation: Isolation, unit: Unit, preprocessing: Preprocessing, reading: ReadOptions
+) -> list[Result]:
+    found = isolation.call(_read_whole, unit, preprocessing, reading)
+    return [Failure(unit.name, crashed(unit.name))] if found is None else found
 
 
-def _read_files(paths: list[str], preprocessing: Preprocessing, reading: ReadOptions) -> list[Slices]:
-    """Return the slices of each file. Several files are resized together, which is faster."""
-    found: list[Slices] = []
-    for result in prepare_sources(paths, preprocessing, reading, keep_pixels=False):
-        index = result.frame.index if isinstance(result, Prepared) else result.index
-        if index == 0:
-            found.append([])
-        found[-1].append(result)
-    if len(found) == len(paths):
-        return found
-    # A file without a first frame cannot be told from its neighbors
-    return [_or_empty(path, prepare_sources([path], preprocessing, reading, keep_pixels=False)) for path in paths]
+def _read_whole(unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> list[Result]:
+    return [result for piece in read_units([unit], preprocessing, reading) for _, result in piece]
 
 
-def _or_empty(name: str, slices: Slices) -> Slices:
-    return slices or [Failure(name, InputError(f"{name}: holds no frames", code="damaged", source=name))]
+def _read_files(paths: Sequence[str], preprocessing: Preprocessing, reading: ReadOptions) -> Iterator[Piece]:
+    """Yield the slices of each file, with its place among the paths. Resizing several files together is faster."""
+    place, without_frames = 0, True
+    for piece in prepare_in_pieces(paths, preprocessing, reading, keep_pixels=False):
+        found: Piece = []
+        for result in piece:
+            if result is not None:
+                found.append((place, result))
+                without_frames = False
+                continue
+            if without_frames:
+                name = paths[place]
+                error = InputError(f"{name}: holds no frames", code="damaged", source=name)
+                found.append((place, Failure(name, error)))
+            place, without_frames = place + 1, True
+        yield found
 
 
-def _read_elsewhere(unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Slices:
-    """Return the slices of a scan in an object store or in a zip or tar file."""
+def _read_elsewhere(unit: Unit, preprocessing: Preprocessing, reading: ReadOptions) -> Iterator[list[Result]]:
+    """Yield the slices of a scan in an object store or in a zip or tar file."""
     if unit.error is not None:
-        return [_failure_of(unit.error)]
+        yield [_failure_of(unit.error)]
+        return
     with local_files(unit) as files:
         ((path, name),) = files.items()
         if isinstance(name, InputError):
-            return [Failure(unit.name, name)]
-        slices = _or_empty(path, prepare_sources([path], preprocessing, reading, keep_pixels=False))
-        return [renamed(result, {path: name}) for result in slices]
+            yield [Failure(unit.name, name)]
+            return
+        for piece in _read_files([path], preprocessing, reading):
+            yield [renamed(result, {path: name}) for _, result in piece]
 
 
 def renamed(result: Prepared | Failure | Prediction, names: dict[str, str]) -> Any:
@@ -107,14 +112,10 @@ def _failure_of(record: dict[str, Any]) -> Failure:
     return Failure(record["file"], error)
 
 
-def read_ahead(read: Callable[[Key], Part], keys: Iterable[Key]) -> Iterator[Part]:
-    """Yield ``read(key)`` for each key. A thread reads the next part meanwhile, and only this, so memory is bounded."""
+def read_ahead(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield the pieces. A thread reads the next one meanwhile, and only this, so memory is bounded."""
     with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
-        waiting: Future[Part] | None = None
-        for key in keys:
-            reading = thread.submit(read, key)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = reading
-        if waiting is not None:
-            yield waiting.result()
+        reading = thread.submit(next, pieces, None)
+        while (piece := reading.result()) is not None:
+            reading = thread.submit(next, pieces, None)
+            yield piece

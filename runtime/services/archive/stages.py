@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from mri_edge.storage.atomic import atomic_write, make_folder
 from .guard import MOST_CRASHES, Attempt, Isolation, crashed
 from .inputs import UNIT
 from .packing import packed, unpacked
-from .reading import TOGETHER, Slices, read_ahead, read_units, renamed
+from .reading import Piece, read_ahead, read_units, renamed
 from .schema import FAILED, INPUT, OUTCOME, columns, table
 from .units import Unit, local_files
 
 _PREPARED = "prepared"
 PER_BLOCK = 128  # scans that travel together from a task to an actor
+_BLOCK_BYTES = 32 << 20  # of fewer scans, if they have many slices
 _PICTURES_PER_FOLDER = 1000
 
 
@@ -75,10 +76,22 @@ def read_scans(inputs: pa.Table, work: Work, preprocessing: Preprocessing, ledge
     _enter(work.folder)
     numbers = inputs[INPUT].to_pylist()
     with Attempt(ledger, "read", numbers[0]) as attempt, _isolation(attempt) as isolation:
-        for start in range(0, len(numbers), PER_BLOCK):
-            units = [Unit.from_json(text) for text in inputs[UNIT][start : start + PER_BLOCK].to_pylist()]
-            block = [packed(slices) for slices in read_units(units, preprocessing, work.run.reading, isolation)]
-            yield pa.table([numbers[start : start + PER_BLOCK], pa.array(block, pa.large_binary())], [INPUT, _PREPARED])
+        units = [Unit.from_json(text) for text in inputs[UNIT].to_pylist()]
+        pieces = read_units(units, preprocessing, work.run.reading, isolation)
+        scans = groupby(chain.from_iterable(pieces), lambda found: found[0])
+        block: list[tuple[int, bytes]] = []
+        for place, slices in scans:
+            block.append((numbers[place], packed([result for _, result in slices])))
+            if len(block) == PER_BLOCK or sum(len(content) for _, content in block) > _BLOCK_BYTES:
+                yield _table(block)
+                block = []
+        if block:
+            yield _table(block)
+
+
+def _table(block: list[tuple[int, bytes]]) -> pa.Table:
+    numbers, contents = zip(*block, strict=True)
+    return pa.table([numbers, pa.array(contents, pa.large_binary())], [INPUT, _PREPARED])
 
 
 def _enter(folder: Path) -> None:
@@ -128,14 +141,22 @@ class Classify(_Model):
         numbers = block[INPUT].to_pylist()
         with Attempt(self._ledger, "classify", numbers[0]) as attempt:
             _refuse_broken(attempt, MOST_CRASHES)
-            yield from self._classified(numbers, [unpacked(content.as_buffer()) for content in block[_PREPARED]])
+            waiting: Piece = []
+            for number, content in zip(numbers, block[_PREPARED], strict=True):
+                waiting += [(number, result) for result in unpacked(content.as_buffer())]
+                if len(waiting) >= self._batch:
+                    yield from self._classified(waiting)
+                    waiting = []
+            yield from self._classified(waiting)
 
-    def _classified(self, numbers: list[int], found: list[Slices]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Classify the slices of some inputs together."""
-        every = [number for number, slices in zip(numbers, found, strict=True) for _ in slices]
-        slices = list(chain.from_iterable(found))
-        results = self._classifier.predict_prepared(slices, batch_size=self._work.batch)
-        yield from zip(every, (result.to_dict() for result in results), strict=True)
+    @property
+    def _batch(self) -> int:
+        return self._work.batch or self._classifier.batch_size
+
+    def _classified(self, piece: Piece) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Classify slices, each with the number of its input, together."""
+        results = self._classifier.predict_prepared([result for _, result in piece], batch_size=self._batch)
+        yield from zip((number for number, _ in piece), (result.to_dict() for result in results), strict=True)
 
 
 class ReadAndClassify(Classify):
@@ -150,17 +171,11 @@ class ReadAndClassify(Classify):
             return
         numbers, texts = block[INPUT].to_pylist(), block[UNIT].to_pylist()
         preprocessing, reading = self._classifier.bundle.manifest.preprocessing, self._classifier.reading
-        size = max(self._work.batch or self._classifier.batch_size, TOGETHER)
-
+        units = [Unit.from_json(text) for text in texts]
         with Attempt(self._ledger, "read and classify", numbers[0]) as attempt, _isolation(attempt) as isolation:
             _refuse_broken(attempt, MOST_CRASHES + 1)
-
-            def read(start: int) -> tuple[list[int], list[Slices]]:
-                units = [Unit.from_json(text) for text in texts[start : start + size]]
-                return numbers[start : start + size], read_units(units, preprocessing, reading, isolation)
-
-            for part in read_ahead(read, range(0, len(numbers), size)):
-                yield from self._classified(*part)
+            for piece in read_ahead(read_units(units, preprocessing, reading, isolation)):
+                yield from self._classified([(numbers[place], result) for place, result in piece])
 
 
 def _refuse_broken(attempt: Attempt, most: int) -> None:
