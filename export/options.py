@@ -127,6 +127,9 @@ def _parse_labels(parts: tuple[str, ...], data: Path | None) -> dict[str, list[s
             f"--labels: {outside[0]!r} does not name a folder inside {data}",
             "Name folders as they are called in --data, without '..', backslash and colon",
         )
+    if nested := [(outer, inner) for outer in mapped for inner in mapped if inner.startswith(f"{outer}/")]:
+        outer, inner = nested[0]
+        raise UsageError(f"--labels: {inner!r} is a part of {outer!r}", "Each image needs one label")
     return classes
 
 

@@ -461,6 +461,14 @@ def test_a_folder_of_a_label_is_inside_the_data(three_folders, tmp_path, capfd, 
     assert f"does not name a folder inside {three_folders}" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("labels", ["a=no,a/b=yes", "a/b/c=no,d=yes,a=yes", "a/b/,a"])
+def test_a_folder_inside_another_one_is_refused(three_folders, tmp_path, capfd, labels):
+    """Its images would have two labels."""
+    arguments = ["--from", "m.keras", "--preprocessing", PLAIN, "--labels", labels, "--data", str(three_folders)]
+    assert run(["export", str(tmp_path / "new"), *arguments]) == 2
+    assert "is a part of 'a'" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("labels", ["folders", "no,yes"])
 @pytest.mark.parametrize("name", ["nowhere", "file"])
 def test_data_that_is_no_folder_is_refused(tmp_path, capfd, labels, name):
