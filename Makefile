@@ -7,9 +7,9 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 LOCKED ?=
 # The data folder of `make lite`, `make vgg16`, `make small` and `make bench`. CONTRIBUTING.md describes it.
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
-# Run three test files at a time on two cores: many tests wait for programs that they start. PYTEST_ARGS= runs them in
+# Run four test files at a time on two cores: many tests wait for programs that they start. PYTEST_ARGS= runs them in
 # sequence.
-PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 # The tests of the runtime packages: they run without TensorFlow.
 RUNTIME_TESTS := $(addprefix tests/,storage device scans bundles engines inference authoring benchmarking services \
 	test_errors.py test_exported_members.py)
