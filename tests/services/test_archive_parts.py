@@ -904,6 +904,18 @@ def test_a_run_is_continued_with_its_own_division_of_the_inputs(tmp_path):
     assert set(record._OPTIONS) == every_option
 
 
+@pytest.mark.parametrize(("names", "per_part"), [(["a.jpg", "b.png"], 512), (["a.jpg", "b.NII.gz"], 4), (["v.nii"], 4)])
+def test_volumes_are_divided_into_smaller_parts(names, per_part, tmp_path):
+    """Parts of 512 volumes would take hours each, on a few cores."""
+    for name in names:
+        (tmp_path / name).touch()
+    options = RunOptions(artifact="model.int8.onnx", engine="onnxruntime")
+    archive = job.Archive((str(tmp_path),), tmp_path / "out", "small", options)
+    (tmp_path / "out").mkdir()
+    found = job._listed(archive, job._record(archive, Bundle.open("small")), lambda message: None)
+    assert (found.per_part, found.inputs) == (per_part, len(names))
+
+
 @pytest.mark.parametrize("by", ["slice", "series"])
 def test_a_run_without_inputs_can_be_run_again(by, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "import_ray", lambda address: None)  # it changes the environment of this process

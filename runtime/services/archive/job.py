@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,6 +33,8 @@ from .units import is_remote
 
 _PER_PART = 512  # scans of a part of the list
 _FOLDERS_PER_PART = 4
+_VOLUMES_PER_PART = 4  # a volume has hundreds of slices
+_VOLUME = (".nii", ".nii.gz")
 # Parts of a task, if each core gets several tasks: Ray takes as much CPU time for a task as a network for ten scans. At
 # a kill, at most the scans of a task and those of a file of results are read again.
 _MOST_PARTS = 4
@@ -203,8 +206,11 @@ def _listed(archive: Archive, record: RunRecord, notify: Notify) -> RunRecord:
 
     with output_errors(archive.out):
         units = find_units(archive.sources, by=archive.by, notify=notify)
+        first = list(islice(units, record.per_part))
+        if any(member.path.lower().endswith(_VOLUME) for unit in first for member in unit.members):
+            record = replace(record, per_part=min(record.per_part, _VOLUMES_PER_PART))
         folder = archive.out / (INPUTS if archive.by == "slice" else FOLDERS)
-        record = replace(record, inputs=write_inputs(units, folder, record.per_part))
+        record = replace(record, inputs=write_inputs(chain(first, units), folder, record.per_part))
     if record.by == "slice" or not record.inputs:  # series may lie in several folders: see ``_joined``
         record.write(archive.out)
     notify(f"listed: {record.inputs:,} {'scans' if record.by == 'slice' else 'folders'}")
