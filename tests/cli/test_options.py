@@ -10,11 +10,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import click
 import pytest
 
 from mri_edge import __version__
-from mri_edge.bundles.bundle import embedded_models
-from mri_edge.cli import COMMANDS, run
+from mri_edge.bundles.bundle import DEFAULT_MODEL, embedded_models
+from mri_edge.cli import COMMANDS, cli, run
 from mri_edge.device.cpu import available_cpus
 from mri_edge.engines import offered
 
@@ -57,6 +58,20 @@ def test_an_environment_variable_replaces_an_option(tiny_bundle, monkeypatch, ca
     monkeypatch.setenv(variable, value)
     assert run(["predict", SCAN]) != 0
     assert words in capfd.readouterr().err
+
+
+def test_the_model_of_every_command_can_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("MRI_EDGE_MODEL", "/opt/our bundles/mine")
+    context = click.Context(cli)
+    asked = {}
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        for option in command.params:
+            if "--model" in option.opts and option.get_default(context) in (DEFAULT_MODEL, (DEFAULT_MODEL,)):
+                asked[name] = option.consume_value(context, {})[0]
+    assert {"predict", "watch", "serve", "node", "archive"} <= asked.keys()
+    one = "/opt/our bundles/mine"
+    assert {name: value for name, value in asked.items() if value not in (one, [one])} == {}
 
 
 @pytest.mark.parametrize("command", ["bench", "tune", "verify", "warmup"])

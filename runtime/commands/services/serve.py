@@ -25,14 +25,25 @@ Examples:
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+class _Model(click.types.StringParamType):
+    """A model. The environment variable names one, as for the other commands: click would split it at spaces."""
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Return the value of the variable as the only model."""
+        return [rv]
+
+
 @click.command(epilog=EXAMPLES)
 @click.option(
     "--model",
     "models",
+    type=_Model(),
     multiple=True,
     default=(DEFAULT_MODEL,),
     show_default=True,
     metavar="BUNDLE",
+    envvar="MRI_EDGE_MODEL",
+    show_envvar=True,
     shell_complete=complete_models,
     help="A model to serve, as for predict. Repeat it for several; /v1/classify uses the first one unless a request "
     "names another.",
