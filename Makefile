@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # LOCKED=1 installs the development tools from requirements-dev.lock, with hashes, instead of the newest versions.
 LOCKED ?=
+# What `make test` needs, and `make lock` locks for it.
+DEV_EXTRAS := train,export,sign,dicom,nifti,serve,node,archive
 # The data folder of `make lite`, `make vgg16`, `make small` and `make bench`. CONTRIBUTING.md describes it.
 DATA ?= $(or $(MRI_EDGE_DATA),../shared/data)
 # Run four test files at a time on two cores: many tests wait for programs that they start. PYTEST_ARGS= runs them in
@@ -75,6 +77,7 @@ lint-workflows:  ## check the GitHub workflows, and those in docs/, with actionl
 # --no-emit-index-url: a lock file must not name the package index of the machine that wrote it.
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url --no-header \
 	pyproject.toml --group build-backend
+comma := ,
 lock: | $(BIN)/python  ## write the lock files, with hashes, for the images and LOCKED=1
 	$(PIP_INSTALL) uv
 	$(COMPILE) --python-version 3.10 --output-file deploy/requirements.lock
@@ -83,7 +86,7 @@ lock: | $(BIN)/python  ## write the lock files, with hashes, for the images and 
 		--output-file deploy/requirements-serve.lock
 	$(COMPILE) --python-version 3.11 --group cuda --no-emit-package onnxruntime \
 		--output-file deploy/requirements-cuda.lock
-	$(COMPILE) --python-version 3.10 --extra train --extra export --extra sign --group dev \
+	$(COMPILE) --python-version 3.10 $(foreach extra,$(subst $(comma), ,$(DEV_EXTRAS)),--extra $(extra)) --group dev \
 		--output-file requirements-dev.lock
 
 dist: $(VENV)/.dev  ## build the source archive and the wheel in dist/
@@ -185,7 +188,7 @@ ifdef LOCKED
 	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 else
 	$(PIP_INSTALL) --upgrade 'pip>=25.1'  # in an older environment
-	$(PIP_INSTALL) --editable '.[train,export,sign,dicom,nifti,serve,node,archive]' --group dev
+	$(PIP_INSTALL) --editable '.[$(DEV_EXTRAS)]' --group dev
 endif
 	@touch $@ $(VENV)/.runtime
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mri_edge.cli import cli
 
@@ -96,6 +98,32 @@ def test_lock_satisfies_the_declared_dependencies(lock: Path) -> None:
         versions = [version for name, version in pins if name == requirement.name]
         assert versions, requirement
         assert all(requirement.specifier.contains(version) for version in versions), requirement
+
+
+def test_the_locked_tools_are_those_that_make_test_installs() -> None:
+    """Otherwise CI, which installs the lock, skips the tests of the missing packages."""
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    [extras] = re.findall(r"^DEV_EXTRAS := (.+)$", makefile, re.M)
+    assert "--editable '.[$(DEV_EXTRAS)]' --group dev" in makefile
+    assert f"--editable '.[{extras}]' --group dev" in (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+    def group(name: str) -> Iterator[str]:
+        for entry in project["dependency-groups"][name]:
+            yield from group(entry["include-group"]) if isinstance(entry, dict) else [entry]
+
+    lines = {*group("dev")}.union(*(project["project"]["optional-dependencies"][extra] for extra in extras.split(",")))
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", (CHECKOUT / "requirements-dev.lock").read_text(encoding="utf-8"), re.M)
+    unlocked = [
+        line
+        for line in sorted(lines)
+        if not any(
+            canonicalize_name(Requirement(line).name) == name and Requirement(line).specifier.contains(version)
+            for name, version in pins
+        )
+    ]
+    assert unlocked == []
 
 
 def test_onnxruntime_and_onnxruntime_gpu_are_never_installed_together() -> None:
