@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  mri-edge warmup --provider tensorrt
+  mri-edge warmup bundles/mine --provider tensorrt
   mri-edge warmup --provider cuda --batch 1 --batch 32
 """
 

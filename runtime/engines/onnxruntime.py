@@ -135,6 +135,7 @@ def _engine_cache(model: ModelFile) -> Path:
     return cache_folder() / "tensorrt" / f"{model.sha256[:32]}-{gpu_name()}-{version}"
 
 
+_TENSORRT_FILES = "TensorRT runs what 'mri-edge export BUNDLE --formats onnx-fp16,onnx-int8-symmetric' makes"
 _DOCTOR = "See 'mri-edge doctor' for what works on this machine"
 # It is not an extra of this package, because pip would also install the CPU wheel, which overwrites its files.
 _GPU_WHEEL = "pip uninstall onnxruntime, then pip install 'onnxruntime-gpu[cuda,cudnn]' (a Jetson: deploy/jetson.md)"
@@ -225,7 +226,8 @@ def _explain_failure(onnxruntime: Any, model: ModelFile, provider: str) -> tuple
     except Exception:  # noqa: BLE001 (the lenient session fails too: report the first error)
         return None
     if lenient.get_providers()[0] == _PROVIDERS[provider]:
-        return "it cannot run the whole model: parts would run on the CPU", "Try another --artifact, such as float32"
+        fix = _TENSORRT_FILES if provider == "tensorrt" else "Try another --artifact, such as float32"
+        return "it cannot run the whole model: parts would run on the CPU", fix
     return None
 
 

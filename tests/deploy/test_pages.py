@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from mri_edge.bundles.bundle import embedded_models
 from mri_edge.cli import COMMANDS, cli
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -44,3 +45,16 @@ def test_files_that_the_page_names_exist(page: Path) -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", text)
     missing = [name for name in named if not (CHECKOUT / name).exists()]
     assert missing + [name for name in linked if not (page.parent / name).exists()] == []
+
+
+def test_no_page_or_help_runs_an_embedded_model_on_tensorrt() -> None:
+    """They have none of the files that TensorRT builds."""
+    shown = [words for page in PAGES for words in _commands(page)]
+    for name in COMMANDS:
+        examples = cli.get_command(click.Context(cli), name).epilog or ""
+        shown += [shlex.split(line)[1:] for line in re.findall(r"^ *(mri-edge .*tensorrt.*)$", examples, re.M)]
+    on_tensorrt = [words for words in shown if "tensorrt" in words]
+    assert len(on_tensorrt) >= 3
+    for name, *arguments in on_tensorrt:
+        params = cli.get_command(click.Context(cli), name).make_context(name, arguments).params
+        assert (params.get("bundle") or params["model"]) not in embedded_models()

@@ -120,11 +120,15 @@ def test_an_explicit_provider_that_stays_away_is_an_error(stand_in, tiny_onnx):
         open_engine(tiny_onnx, provider="cuda")
 
 
-def test_a_provider_for_only_a_part_of_the_model_does_not_count(stand_in, tiny_onnx, monkeypatch):
+@pytest.mark.parametrize(
+    ("provider", "name", "fix"), [("cuda", CUDA, "float32"), ("tensorrt", TENSORRT, "onnx-fp16,onnx-int8-symmetric")]
+)
+def test_a_provider_for_only_a_part_of_the_model_does_not_count(stand_in, tiny_onnx, monkeypatch, provider, name, fix):
     monkeypatch.setattr("mri_edge.engines.onnxruntime.explain", lambda *_: None)
-    stand_in(GPU_WHEEL, [CPU], partial=(CUDA,))
-    with pytest.raises(ProviderUnavailable, match="parts would run on the CPU"):
-        open_engine(tiny_onnx, provider="cuda")
+    stand_in(GPU_WHEEL, [CPU], partial=(name,))
+    with pytest.raises(ProviderUnavailable, match="parts would run on the CPU") as caught:
+        open_engine(tiny_onnx, provider=provider)
+    assert fix in str(caught.value.hint)  # TensorRT does not start the float32 file either
     assert open_engine(tiny_onnx).provider == CPU
 
 
