@@ -58,3 +58,21 @@ def test_no_page_or_help_runs_an_embedded_model_on_tensorrt() -> None:
     for name, *arguments in on_tensorrt:
         params = cli.get_command(click.Context(cli), name).make_context(name, arguments).params
         assert (params.get("bundle") or params["model"]) not in embedded_models()
+
+
+def test_every_page_that_installs_a_service_leads_to_the_update() -> None:
+    pages = [*PAGES, *sorted((CHECKOUT / "docs").glob("*.md"))]
+    installing = [page for page in pages if "/opt/mri-edge/bin/pip install" in page.read_text(encoding="utf-8")]
+    assert len(installing) >= 3
+    for page in installing:
+        text = page.read_text(encoding="utf-8")
+        assert "README.md#update)" in text or "\n## Update\n" in text, page.name
+
+
+def test_the_update_removes_what_an_earlier_build_left() -> None:
+    """Otherwise the wheel contains files that the new version no longer has."""
+    page = (CHECKOUT / "deploy" / "README.md").read_text(encoding="utf-8")
+    commands = page.partition("\n## Update\n")[2].partition("```console\n")[2].partition("```")[0].splitlines()
+    removal = "$ sudo rm -rf build mri_edge.egg-info"
+    [install] = [i for i, command in enumerate(commands) if "pip install" in command]
+    assert commands[install - 1] == commands[install + 1] == removal
