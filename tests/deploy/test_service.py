@@ -79,8 +79,8 @@ def test_service_starts_an_existing_command() -> None:
 
 def test_the_server_starts_an_existing_command_on_the_port_that_the_unit_allows() -> None:
     [command] = _settings(SERVER, "ExecStart")
-    _, name, *arguments = shlex.split(command)
-    assert name == "serve"
+    _, name, *arguments, options = shlex.split(command)
+    assert (name, options) == ("serve", "$MRI_EDGE_SERVE_OPTIONS")
     context = serve.make_context("serve", arguments)
     assert context.params["host"] == "127.0.0.1"
     assert _settings(SERVER, "SocketBindAllow") == [f"tcp:{context.params['port']}"]
@@ -129,6 +129,19 @@ def test_containers_start_an_existing_command_with_a_token(file: str) -> None:
     params = serve.make_context("serve", arguments).params
     assert params["host"] == "0.0.0.0"  # noqa: S104 (within the container)
     assert params["token_file"] is not None
+
+
+def test_the_server_starts_with_the_options_on_its_page_which_also_opens_their_port() -> None:
+    _, _, *arguments, _ = shlex.split(_settings(SERVER, "ExecStart")[0])
+    assert _settings(SERVER, "EnvironmentFile") == ["-/etc/mri-edge/serve.env"]
+    text = (DEPLOY.parent / "docs" / "server.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^ *MRI_EDGE_SERVE_OPTIONS=(.+)$", text, re.M)
+    params = serve.make_context("serve", [*arguments, *shlex.split(example)]).params
+    assert re.findall(r"^ *SocketBindAllow=(.+)$", text, re.M) == [f"tcp:{params['port']}"]
+    assert re.search(r"^ *IPAddressAllow=\d", text, re.M)
+    for file in (params["token_file"], params["tls_cert"], params["tls_key"]):
+        assert file.parent == Path("/etc/mri-edge")
+    assert "install -d -m 750 -g mri-edge /etc/mri-edge\n" in text  # the service reads the token as its own user
 
 
 def test_the_node_starts_with_the_options_of_its_file() -> None:
