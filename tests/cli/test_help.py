@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from mri_edge.cli import COMMANDS, cli, run
+from mri_edge.scans.readers import TEMPORARY
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -39,6 +42,13 @@ def test_help_shows_examples(name, capfd):
     out = capfd.readouterr().out
     assert "Example" in out
     assert f"mri-edge {name}" in out.partition("Example")[2]
+
+
+@pytest.mark.parametrize("ending", TEMPORARY)
+def test_watch_names_the_endings_that_it_ignores(ending):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "watch.md").read_text(encoding="utf-8")
+    assert f"`{ending}`" in page
+    assert re.search(rf" {re.escape(ending)}[, ]", cli.get_command(click.Context(cli), "watch").help)
 
 
 def test_bare_call_shows_help(capfd):

@@ -84,13 +84,14 @@ def watch(
     """Classify each scan that arrives in a folder.
 
     A scan that has arrived completely is classified, its result is written to DIR/results/SCAN.json, and it is
-    moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot or end in .part or
-    .tmp are ignored, so a sender may write under such a name and rename. Subfolders are ignored.
+    moved to DIR/done/, or to DIR/failed/ if it cannot be read. Names that begin with a dot, or end in .part,
+    .partial, .tmp, .temp, .crdownload, .filepart, .swp or ~ are ignored, so a sender may write under such a name and
+    rename. A file that no reader recognizes stays in IN, with a message. Subfolders are ignored.
 
     The program may be killed at any moment: no scan is lost and none gets two results. While a disk is full,
-    read-only or missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead. The same scan
-    under the same name gets no second result: for results of another model, use another DIR. A second watch on IN
-    or DIR is refused.
+    read-only or missing, even at the start, it waits and scans stay in IN; --once exits with 6 instead, or with 2 if
+    IN is missing. The same scan under the same name gets no second result: for results of another model, use another
+    DIR. A second watch on IN or DIR is refused.
 
     SIGTERM ends the watch after the current scan, or the current frame of a volume, with exit code 0, Ctrl-C with 130;
     --once exits with 1 if a scan failed.
