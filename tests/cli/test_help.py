@@ -51,6 +51,15 @@ def test_watch_names_the_endings_that_it_ignores(ending):
     assert re.search(rf" {re.escape(ending)}[, ]", cli.get_command(click.Context(cli), "watch").help)
 
 
+def test_groups_are_explained_by_what_the_command_does():
+    [train], [recalibrate] = (
+        [option.help for option in cli.get_command(click.Context(cli), name).params if option.name == "groups"]
+        for name in ("train", "recalibrate")
+    )
+    assert "cross-validation" in train
+    assert "cross-validation" not in recalibrate
+
+
 def test_bare_call_shows_help(capfd):
     assert run([]) == 0
     assert "Exit codes" in capfd.readouterr().out

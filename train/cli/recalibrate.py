@@ -15,7 +15,7 @@ from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, printable
 from mri_edge.inference.prediction import stdout_json
 
-from .train import TRAINING
+from .train import TRAINING, groups_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
     show_default=True,
     help="Least sensitivity on the scans that choose the threshold.",
 )
-@TRAINING["groups"]
+@groups_option("Scans that count as one", "near-duplicates")
 @TRAINING["labels"]
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new bundle; see below.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")

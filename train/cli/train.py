@@ -57,6 +57,19 @@ RECIPE = click.option(
     metavar="NAME",
     help=_list_recipes(),
 )
+
+
+def groups_option(meaning: str, default: str) -> Callable[[Function], Function]:
+    """Return ``--groups``. Commands differ in what a group means and in the default."""
+    return click.option(
+        "--groups",
+        metavar="RULE",
+        help=f"{meaning}, besides near-duplicates. blocks: 40 consecutive numbers of the file names of a folder "
+        "(blocks:SIZE: another number), in folders where file order carries identity. near-duplicates: nothing more. "
+        f"A CSV file with the columns file,group: the patient of each file.  [default: {default}]",
+    )
+
+
 TRAINING = {
     "backbone_weights": click.option(
         "--backbone-weights",
@@ -92,14 +105,7 @@ TRAINING = {
         help="Exclude files, by path relative to --data ('no/*.gif'), or a text file with one pattern per line. "
         "May be repeated.",
     ),
-    "groups": click.option(
-        "--groups",
-        metavar="RULE",
-        help="Scans that no split or fold divides, besides near-duplicates. blocks: 40 consecutive numbers of the file "
-        "names of a folder (blocks:SIZE: another number), in folders where file order carries identity. "
-        "near-duplicates: nothing more. A CSV file with the columns file,group: the patient of each file.  [default: "
-        "near-duplicates; blocks in a cross-validation]",
-    ),
+    "groups": groups_option("Scans that no split or fold divides", "near-duplicates; blocks in a cross-validation"),
     "resume": click.option(
         "--resume", is_flag=True, help="Continue an interrupted training: that at --out, or the last in runs/."
     ),
