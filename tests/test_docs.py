@@ -56,6 +56,17 @@ def test_links_and_anchors_resolve(page: Path) -> None:
     assert broken == []
 
 
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, waiting = set(), [CHECKOUT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached:
+            reached.add(page)
+            targets = re.findall(r"\]\(([^)\s#:]+\.md)[)#]", prose(page))
+            waiting += [(page.parent / target).resolve() for target in targets]
+    assert {page for page in PAGES if page not in reached} == {DOCS / "index.md"}  # the front page of the site
+
+
 def blocks(page: Path) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """Return the console blocks of a page: the mark, and the commands with the output below each."""
     found = []
