@@ -97,6 +97,28 @@ def test_no_file_contains_a_path_from_a_developers_machine() -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(
+    "page", [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))], ids=lambda p: p.stem
+)
+def test_git_ignores_what_the_commands_on_the_pages_write(page: Path) -> None:
+    """It can be a private key, or contain what identifies a patient."""
+    blocks = re.findall(r"```(?:console|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    option = r"--(?:out|heatmap|spool|dicom-out|resume|key|tls-key|token-file) (?![A-Z]+\b)([\w.-][\w./-]*)"
+    written = {name for block in blocks for name in re.findall(option, block)}
+    if not written:
+        return
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *sorted(written)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert written - set(done.stdout.splitlines()) == set()
+
+
 def test_repository_contains_no_images_except_the_demo_scans() -> None:
     """Scans stay in the data folder. The models and the page of the server contain exact copies of demo scans."""
     pictures = {".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".nii", ".gz", ".npy", ".npz"}
