@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from mri_edge import __version__
 from mri_edge.commands.services.node import node
 from mri_edge.commands.services.serve import serve
 from mri_edge.commands.services.watch import watch
@@ -125,6 +126,10 @@ def test_containers_start_an_existing_command_with_a_token(file: str) -> None:
         container = content["spec"]["predictor"]["containers"][0]
         name, *arguments = container["args"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
+        image = container["image"]
+        assert image.endswith(f":{__version__}")
+        header = (DEPLOY / file).read_text(encoding="utf-8").partition("apiVersion")[0]
+        assert re.findall(r"docker build .*-t (\S+) \.|docker push (\S+)", header) == [(image, ""), ("", image)]
     assert name == "serve"
     params = serve.make_context("serve", arguments).params
     assert params["host"] == "0.0.0.0"  # noqa: S104 (within the container)
