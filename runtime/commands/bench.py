@@ -196,7 +196,7 @@ def _lines(report: Report) -> list[str]:
     machine, measured = report.machine, [row for row in report.rows if row.model]
     lines = [
         click.style(f"{report.bundle} on {machine.get('board') or machine['cpu']}", bold=True),
-        f"{measured[0].threads} threads, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
+        f"threads {measured[0].threads}, {report.scans} scans, {report.plan.rounds} rounds, batches of {report.batch} "
         f"in Offline; times in ms",
         "",
         click.style("model only", bold=True),

@@ -510,9 +510,10 @@ def _label(score: float, threshold: float | None, answers: Sequence[Prediction],
 
 def _warnings(series: Series, slices: Sequence[Prediction | Failure], manifest: Manifest) -> Iterator[ResultWarning]:
     failed = sum(isinstance(result, Failure) for result in slices)
+    of_all = "of 1 slice" if len(slices) == 1 else f"of {len(slices)} slices"
     if failed:
         code = "many_slices_failed" if failed > _MANY_FAILED * len(slices) else "slices_failed"
-        yield ResultWarning(code, f"{failed} of {len(slices)} slices have no answer", failed, 0)
+        yield ResultWarning(code, f"no answer for {failed} {of_all}", failed, 0)
     if slices and series.plane not in (None, "axial"):
         yield ResultWarning("plane", f"{series.plane}: the training scans of this plane nearly all show a tumor")
     if manifest.positive_label is None:
@@ -525,7 +526,7 @@ def _warnings(series: Series, slices: Sequence[Prediction | Failure], manifest: 
     for code in sorted({code for messages in found for code in messages}):
         having = [messages[code] for messages in found if code in messages]
         effect = " (they do not count)" if code == "blank" else ""
-        yield ResultWarning(code, f"{len(having)} of {len(slices)} slices: {having[0]}{effect}", len(having), 0)
+        yield ResultWarning(code, f"{len(having)} {of_all}: {having[0]}{effect}", len(having), 0)
 
 
 def _study_key(series: Series) -> str:

@@ -113,6 +113,7 @@ def test_slices_that_cannot_be_read_are_counted_and_the_others_answered(
     assert levels(result) == [10, 200, None, 180, 190]
     assert (result.label, result.failed) == ("yes", 1)
     assert "slices_failed" in codes(result)
+    assert "no answer for 1 of 5 slices" in map(str, result.warnings)
 
 
 def test_a_file_that_breaks_off_keeps_the_answers_before(classifier: Classifier, write_slices: Write) -> None:
@@ -157,6 +158,16 @@ def test_blank_slices_keep_their_answers_but_do_not_count(classifier: Classifier
     assert levels(result)[:3] == [200, 200, 200]
     assert (result.label, result.window) == ("no", (3, 5))
     assert "3 of 6 slices: blank, or nearly so (they do not count)" in map(str, result.warnings)
+
+
+def test_the_warning_about_a_single_slice_is_in_the_singular(classifier: Classifier, write_slices: Write) -> None:
+    planned = plan(slice_facts([str(write_slices("v.slices", 200, series="1"))]))
+    colored = ResultWarning("colored", "colored picture")
+    (only,) = classifier.predict_batches(planned.sources)
+    assert isinstance(only, Prediction)
+    (result,) = combine(planned, [replace(only, warnings=(colored,))], what_ran(classifier))
+    assert isinstance(result, SeriesPrediction)
+    assert "1 of 1 slice: colored picture" in map(str, result.warnings)
 
 
 def test_blank_slices_do_not_give_a_study_its_label(classifier: Classifier, write_slices: Write) -> None:

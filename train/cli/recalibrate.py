@@ -173,7 +173,7 @@ def _lines(record: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         f"{record['original']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, {record['threads']} threads"
+        f"{record['provider']}, threads {record['threads']}"
     )
     yield f"{data['folder']}: {data['images']} scans: {counts}"
     prevalence = record["prevalence"]

@@ -69,7 +69,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
     positive = "none" if record["positive"] is None else labels[record["positive"]]
     return [
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, {record['threads']} threads",
+        f"{record['provider']}, threads {record['threads']}",
         f"{data['folder']}: {data['images']} images ({counts}), {data['what']}"
         + (f"; not scored: {left_out}" if left_out else "")
         + (f"; grouped by {data['grouping']}" if data["grouping"] else ""),

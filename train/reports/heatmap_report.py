@@ -80,7 +80,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(data["left_out"].items()))
     return [
         f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, {record['threads']} threads",
+        f"{record['provider']}, threads {record['threads']}",
         record["method"],
         f"{data['folder']}: {data['scans']} healthy scans, {data['what']}, "
         f"in {data['groups']} groups: {data['grouping']}" + (f"; left out: {left_out}" if left_out else ""),
