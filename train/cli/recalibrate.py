@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mri_edge.bundles.bundle import EMBEDDED, Bundle
-from mri_edge.commands.options import ARTIFACT, ENGINE, PROVIDER, THREADS, required_bundle_argument, run_options
+from mri_edge.commands.options import (
+    ARTIFACT,
+    ENGINE,
+    PROVIDER,
+    THREADS,
+    refuse_typed,
+    required_bundle_argument,
+    run_options,
+)
 from mri_edge.commands.output import print_problems, table
 from mri_edge.commands.usage import NumberRange
 from mri_edge.errors import UsageError, printable
@@ -20,9 +29,8 @@ from .train import TRAINING, groups_option
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mri_edge.inference.selection import RunOptions
-
 _NEEDED = ("sklearn", "scipy")
+_OF_SCANS = ("prevalence", "sensitivity", "groups", "labels", "artifact", "engine", "provider", "threads")
 
 # Closer to 0 or 1 float32 probabilities of different scans become equal, and no threshold lies between them.
 _RAREST = 0.0001
@@ -71,10 +79,7 @@ Without --out: BUNDLE-recalibrated, beside the bundle, or here for an embedded m
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --out.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of tables.")
 @run_options(ARTIFACT, ENGINE, PROVIDER, THREADS)
-@click.pass_context
 def recalibrate(
-    ctx: click.Context,
-    /,
     model: str,
     data: Path | None,
     crossval: Path | None,
@@ -102,10 +107,16 @@ def recalibrate(
     bundle = Bundle.open(model)
     target = out or _default_out(bundle)
     if crossval is not None:
-        _check_no_data_option(ctx)
-        record = _from_crossval(bundle, crossval, target, overwrite)
+        from mri_edge.train.crossval_threshold import read_threshold, set_threshold
+
+        refuse_typed(_OF_SCANS, "goes with --data, and --crossval has no scans", "Leave it out")
+        record = set_threshold(bundle, target, read_threshold(crossval, bundle), overwrite=overwrite)
     elif data is not None:
-        record = _from_scans(bundle, data, target, overwrite, **options)
+        from mri_edge.commands.progress import track
+        from mri_edge.train.recalibration import recalibrate_bundle
+
+        say = partial(click.echo, err=True)
+        record = recalibrate_bundle(bundle, data, target, overwrite=overwrite, track=track, say=say, **options)
     print_problems(record)
     if as_json:
         click.echo(stdout_json(record, indent=1))
@@ -113,49 +124,6 @@ def recalibrate(
         for line in _threshold_lines(record) if crossval is not None else _lines(record):
             click.echo(printable(line))
     return 1 if record.get("unreadable") else 0
-
-
-def _from_scans(
-    bundle: Bundle,
-    data: Path,
-    out: Path,
-    overwrite: bool,
-    *,
-    prevalence: float | None,
-    sensitivity: float,
-    groups: str | None,
-    labels: str | None,
-    run: RunOptions,
-) -> dict[str, Any]:
-    from mri_edge.commands.progress import track
-    from mri_edge.train.recalibration import recalibrate_bundle
-
-    return recalibrate_bundle(
-        bundle,
-        data,
-        out,
-        sensitivity=sensitivity,
-        prevalence=prevalence,
-        groups=groups,
-        labels=labels,
-        run=run,
-        overwrite=overwrite,
-        track=track,
-        say=lambda text: click.echo(text, err=True),
-    )
-
-
-def _from_crossval(bundle: Bundle, crossval: Path, out: Path, overwrite: bool) -> dict[str, Any]:
-    from mri_edge.train.crossval_threshold import read_threshold, set_threshold
-
-    return set_threshold(bundle, out, read_threshold(crossval, bundle), overwrite=overwrite)
-
-
-def _check_no_data_option(ctx: click.Context) -> None:
-    """Raise UsageError if an option was given that has no meaning where no scan is read."""
-    for name in ("prevalence", "sensitivity", "groups", "labels", "artifact", "engine", "provider", "threads"):
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"--{name} goes with --data, and --crossval has no scans", "Leave it out")
 
 
 def _default_out(bundle: Bundle) -> Path:
