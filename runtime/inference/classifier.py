@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import cycle, islice
 from threading import Lock
 from time import perf_counter
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -406,9 +405,7 @@ class Classifier:
     def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _predict(self, decoded: Decoded, *, explain: bool, keep_pixels: bool) -> Prediction:
