@@ -10,13 +10,13 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import click
 
 from mri_edge import __version__
 from mri_edge.bundles.manifest import Creation
+from mri_edge.device.machine import installed
 from mri_edge.scans.readers import has_known_suffix
 
 LIBRARIES = ("keras", "tensorflow", "jax", "torch", "numpy", "pillow", "scikit-learn", "scipy")
@@ -29,7 +29,7 @@ def current_provenance() -> Creation:
         command=shlex.join(["mri-edge", *_recorded_arguments(sys.argv[1:])]),
         code_version=__version__,
         code_commit=_commit(),
-        libraries={"python": platform.python_version(), **_versions()},
+        libraries={"python": platform.python_version(), **installed(LIBRARIES)},
         platform=f"{platform.system()} {platform.machine()}",
     )
 
@@ -82,16 +82,6 @@ def _looks_like_path(value: str) -> bool:
     if value.startswith("{"):  # the JSON of --preprocessing
         return False
     return bool(re.search(r"[/\\*?\[]|^~|^\.", value)) or has_known_suffix(value)
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str | None:
