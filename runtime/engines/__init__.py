@@ -114,7 +114,8 @@ class Engine(Protocol):
         EngineError
             The engine failed.
         """
-        ...
+        name = self.outputs[0].name
+        return self.run_outputs(batch, [name])[name]
 
     def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return some of the outputs by name, each float32 (N, …); errors as for ``run``."""

@@ -15,9 +15,9 @@ from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
 from . import (
     Batch,
+    Engine,
     ModelFile,
     Outputs,
-    Probabilities,
     check_batch,
     check_cpu_only,
     check_model,
@@ -43,7 +43,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> LiteRTEng
     return LiteRTEngine(model, threads, provider)
 
 
-class LiteRTEngine:
+class LiteRTEngine(Engine):
     """One interpreter. Its input is resized to each batch, and it has state, so a lock guards ``run``.
 
     Files for accelerators have a fixed batch size of 1, so that the images of a batch run one by one.
@@ -77,11 +77,6 @@ class LiteRTEngine:
         )
         self._input_index, self._output_indices = inputs[0]["index"], [details["index"] for details in outputs]
         self._batch = 1
-
-    def run(self, batch: Batch) -> Probabilities:
-        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        name = self.outputs[0].name
-        return self.run_outputs(batch, [name])[name]
 
     def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return some outputs by name; see ``Engine.run_outputs``."""

@@ -16,6 +16,7 @@ from mri_edge.errors import EngineError, EngineUnavailable
 
 from . import (
     Batch,
+    Engine,
     ModelFile,
     Outputs,
     Probabilities,
@@ -50,7 +51,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> NcnnEngin
     return NcnnEngine(model, threads, provider)
 
 
-class NcnnEngine:
+class NcnnEngine(Engine):
     """One network, which takes one image at a time as float32 (3, H, W); a lock guards ``run``."""
 
     name = NAME
@@ -91,10 +92,6 @@ class NcnnEngine:
         pixels = TensorSpec("pixels", "uint8", (1, *shape, 3))
         classes = len(self._answer(self._net, np.zeros((*shape, 3), np.uint8)))
         self.input, self.outputs = check_model(model.name, [pixels], [TensorSpec(OUTPUT, "float32", (1, classes))])
-
-    def run(self, batch: Batch) -> Probabilities:
-        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        return self.run_outputs(batch, [OUTPUT])[OUTPUT]
 
     def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return some outputs by name; see ``Engine.run_outputs``."""

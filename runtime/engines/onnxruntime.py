@@ -13,7 +13,7 @@ from typing import Any
 from mri_edge.bundles.manifest import TensorSpec
 from mri_edge.errors import EngineError, EngineUnavailable, OutputError, ProviderUnavailable, UsageError, first_line
 
-from . import Batch, ModelFile, Outputs, Probabilities, check_batch, check_model, empty_outputs, unless_closed
+from . import Batch, Engine, ModelFile, Outputs, check_batch, check_model, empty_outputs, unless_closed
 from ._nvidia import NO_GPU, explain, gpu_name
 
 NAME = "onnxruntime"
@@ -50,7 +50,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OnnxRunti
     return OnnxRuntimeEngine(model, threads, provider)
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """One ``onnxruntime.InferenceSession``; its ``run`` may be called from several threads."""
 
     name = NAME
@@ -79,11 +79,6 @@ class OnnxRuntimeEngine:
         except UnicodeDecodeError as error:
             raise EngineError(f"{model.name}: its tensor names are not UTF-8", "Export the model again") from error
         self.input, self.outputs = check_model(model.name, *specs)
-
-    def run(self, batch: Batch) -> Probabilities:
-        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        name = self.outputs[0].name
-        return self.run_outputs(batch, [name])[name]
 
     def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return some outputs by name; see ``Engine.run_outputs``."""

@@ -13,9 +13,9 @@ from mri_edge.errors import EngineError, EngineUnavailable, first_line
 
 from . import (
     Batch,
+    Engine,
     ModelFile,
     Outputs,
-    Probabilities,
     check_batch,
     check_cpu_only,
     check_model,
@@ -45,7 +45,7 @@ def open(model: ModelFile, *, threads: int, provider: str = "auto") -> OpenVINOE
     return OpenVINOEngine(model, threads, provider)
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """One compiled model. Each run uses its own request, so that several threads may call it."""
 
     name = NAME
@@ -79,11 +79,6 @@ class OpenVINOEngine:
         self.threads = threads
         self.provider = "OpenVINO " + ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
         self.input, self.outputs = check_model(model.name, *specs)
-
-    def run(self, batch: Batch) -> Probabilities:
-        """uint8 (N, H, W, 3) RGB -> float32 (N, classes); see ``Engine.run``."""
-        name = self.outputs[0].name
-        return self.run_outputs(batch, [name])[name]
 
     def run_outputs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return some outputs by name; see ``Engine.run_outputs``."""
