@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mri_edge.commands.options import ANY_MODALITY
-from mri_edge.commands.output import table
+from mri_edge.commands.output import report, table
 from mri_edge.commands.progress import track
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import stdout_json
@@ -43,7 +43,7 @@ def inspect(scans: tuple[str, ...], recursive: bool, as_json: bool, any_modality
     The exit code is 1 if a header cannot be read.
     """
     reading = ReadOptions(any_modality=any_modality)
-    found = track(slice_facts(expand(scans, recursive=recursive, notify=_notify), reading), "headers")
+    found = track(slice_facts(expand(scans, recursive=recursive, notify=report), reading), "headers")
     planned = plan(found)
     if as_json:
         click.echo(stdout_json(_record(planned), indent=2))
@@ -51,12 +51,8 @@ def inspect(scans: tuple[str, ...], recursive: bool, as_json: bool, any_modality
         for line in _lines(planned):
             click.echo(line)
     for failure in planned.failures:
-        _notify(str(failure.error))
+        report(str(failure.error))
     return 1 if planned.failures else 0
-
-
-def _notify(message: str) -> None:
-    click.echo(f"mri-edge: {printable(message)}", err=True)
 
 
 def _record(planned: Plan) -> dict[str, Any]:

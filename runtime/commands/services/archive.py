@@ -9,7 +9,8 @@ from typing import Literal
 import click
 
 from mri_edge.commands.options import BATCH, REQUIRE_SIGNATURE, is_on_command_line, model_options, reading_options
-from mri_edge.errors import UsageError, printable
+from mri_edge.commands.output import report
+from mri_edge.errors import UsageError
 from mri_edge.inference.selection import RunOptions
 
 EXAMPLES = """\b
@@ -90,7 +91,7 @@ def archive(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     job = Archive(sources, out, model, run, by, plane, heatmap, batch, address, signed_by)
     try:
-        summary = run_archive(job, _notify)
+        summary = run_archive(job, report)
     except KeyboardInterrupt as error:
         raise click.Abort("Run the same command again to continue") from error
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["failures"].items())
@@ -100,7 +101,3 @@ def archive(
     )
     click.echo(summary["notice"])
     return 1 if summary["failed"] else 0
-
-
-def _notify(message: str) -> None:
-    click.echo(f"mri-edge: {printable(message)}", err=True)
