@@ -53,8 +53,8 @@ def _pad(cell: str, width: int, *, right: bool) -> str:
     return padding + cell if right else cell + padding
 
 
-def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    """Yield one JSON object per line: ``Prediction.to_dict`` or ``Failure.to_dict``."""
+def json_lines(results: Iterable[Any], classifier: Classifier) -> Iterator[str]:
+    """Yield one JSON object per line: ``to_dict`` of each result."""
     for result in results:
         yield stdout_json(result.to_dict())
 
@@ -151,7 +151,7 @@ def _name(result: Prediction | Failure) -> str:
 
 FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
     "table": _result_table,
-    "json": _json_lines,
+    "json": json_lines,
     "csv": _csv_lines,
     "identified csv": partial(_csv_lines, identified=True),
 }
@@ -172,7 +172,7 @@ def csv_line(cells: Iterable[object]) -> str:
 
 
 def report(message: str) -> None:
-    """Print a message of a service on stderr."""
+    """Print a message on stderr."""
     try:
         click.echo(f"mri-edge: {printable(message)}", err=True)
     except OSError as error:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mri_edge.commands.output import csv_line
+from mri_edge.commands.output import csv_line, json_lines
 from mri_edge.errors import printable
 from mri_edge.inference.aggregate import rule_of
-from mri_edge.inference.prediction import NOTICE, Failure, stdout_json
+from mri_edge.inference.prediction import NOTICE, Failure
 from mri_edge.inference.series import SeriesPrediction, StudyPrediction
 
 if TYPE_CHECKING:
@@ -32,11 +32,6 @@ _STUDY_COLUMNS = (
     *("study", "file", "label", "score", "threshold", "series", "skipped", "count", "failed", "series_scores", *_RAN),
     *("error", "error_code"),
 )
-
-
-def _json_lines(results: Results, classifier: Classifier) -> Iterator[str]:
-    for result in results:
-        yield stdout_json(result.to_dict())
 
 
 def _csv_lines(results: Results, classifier: Classifier, *, identified: bool = False) -> Iterator[str]:
@@ -198,7 +193,7 @@ def tenths(probabilities: Sequence[float | None], width: int) -> str:
 
 SERIES_FORMS: dict[str, Callable[[Results, Classifier], Iterator[str]]] = {
     "table": _table,
-    "json": _json_lines,
+    "json": json_lines,
     "csv": _csv_lines,
     "identified csv": partial(_csv_lines, identified=True),
 }
