@@ -115,12 +115,9 @@ class Gate:
             raise RequestRefused(error.status_code, "no_route", "there is nothing at this path") from error
         except MemoryError as error:
             raise RequestRefused(503, "out_of_memory", "the server has too little memory. Try again later") from error
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                self._log.failure(error)
-                raise RequestRefused(500, "internal", "internal error. The server's log says where") from error
-            raise RequestRefused(503, "disk", f"the server's disk fails: {error.strerror}") from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise RequestRefused(503, "disk", f"the server's disk fails: {error.strerror}") from error
             self._log.failure(error)
             raise RequestRefused(500, "internal", "internal error. The server's log says where") from error
 
