@@ -72,11 +72,11 @@ class Bar:
     the bar.
     """
 
-    def __init__(self, label: str, total: int | None = None, *, done: int = 0, stream: TextIO | None = None) -> None:
-        """If ``total`` is None, the count is shown without a bar. ``done`` is as for ``Pace``."""
-        self._label, self._total, self._done = label, total, done
+    def __init__(self, label: str, total: int | None = None, *, stream: TextIO | None = None) -> None:
+        """If ``total`` is None, the count is shown without a bar."""
+        self._label, self._total, self._done = label, total, 0
         self._stream: TextIO = stream or sys.stderr
-        self._pace = Pace(done)
+        self._pace = Pace()
         self._shown = ""
         self._next = 0.0
 

@@ -62,10 +62,10 @@ def explain(provider: str, libraries: Path, load: Load = ctypes.CDLL) -> tuple[s
     return None
 
 
-def gpu_name(load: Load = ctypes.CDLL) -> str:
+def gpu_name() -> str:
     """Return name and compute capability of the first GPU for a file name, ``"NVIDIA-Orin-sm87"``, or ``NO_GPU``."""
     try:
-        driver = load(_DRIVER)
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
         return NO_GPU
     device, name, major, minor = ctypes.c_int(), ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_int()
