@@ -36,7 +36,7 @@ from mri_edge.train.data.selection import select
 from mri_edge.train.loops import checkpoint as unfinished
 from mri_edge.train.models.network import predict
 from mri_edge.train.models.registry import BACKBONES
-from mri_edge.train.models.vgg16 import build_backbone, ignore_color
+from mri_edge.train.models.vgg16 import VGG16, build_backbone
 from mri_edge.train.recipes import reference
 from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.registry import find_recipe
@@ -138,7 +138,7 @@ def test_first_layer_ignores_color_and_keeps_its_response_to_gray(small_weights)
 
     before = answer(gray)
     assert np.abs(answer(tinted) - before).max() > 0.1
-    ignore_color(backbone, preprocessing)
+    VGG16.ignore_color(backbone, preprocessing)
     # These are float32 sums of 27 products of a few units each.
     np.testing.assert_allclose(answer(tinted), answer(gray), atol=1e-4)
     inner = (slice(None), slice(1, -1), slice(1, -1))

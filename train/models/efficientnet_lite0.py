@@ -20,7 +20,7 @@ from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
 
 from .efficientnet_weights import State, folded, load_weights
-from .network import Backbone
+from .network import Backbone, ignore_color
 from .weights import BackboneWeights
 
 
@@ -124,17 +124,6 @@ def _layer(layers: Any, convolution: _Convolution) -> Any:
     )
 
 
-def ignore_color(backbone: Any, preprocessing: Preprocessing) -> None:
-    """Change the first convolution so that it responds only to the mean of the color channels.
-
-    Mean and standard deviation of the preprocessing are the same for all channels, so gray pictures give the same
-    features as before.
-    """
-    stem = backbone.get_layer("stem")
-    kernel, bias = stem.get_weights()
-    stem.set_weights([np.repeat(kernel.mean(axis=2, keepdims=True), 3, axis=2), bias])
-
-
 EFFICIENTNET_LITE0 = Backbone(
     title="EfficientNet-Lite0",
     build=build_backbone,
@@ -145,5 +134,5 @@ EFFICIENTNET_LITE0 = Backbone(
     feature_channels=_STAGES[_USED - 1].channels * _STAGES[_USED].expansion,
     # With depthwise convolutions a step takes 1.5 times as long in bfloat16 (measured with AVX512-BF16).
     fast_in_bfloat16=False,
-    ignore_color=ignore_color,
+    ignore_color=partial(ignore_color, "stem"),
 )

@@ -114,6 +114,21 @@ def build_network(backbone: Any, head: Head, learning_rate: float, classes: int,
     return Network(backbone, head_model, whole)
 
 
+def ignore_color(first: str, backbone: Any, preprocessing: Preprocessing) -> None:
+    """Change the convolution ``first`` so that it responds only to the mean of the color channels.
+
+    Gray pictures give the same features as before, except for a constant in the outermost pixels if the mean differs
+    between channels, because zero padding stands in for a normalized value there. A tinted picture gives the features
+    of its gray version.
+    """
+    layer = backbone.get_layer(first)
+    kernel, bias = layer.get_weights()
+    mean, std = (np.asarray(values, np.float32)[:, None] for values in (preprocessing.mean, preprocessing.deviation))
+    gray = (kernel / std).mean(axis=2, keepdims=True)
+    shift = (kernel * (mean.mean() - mean) / std).sum(axis=(0, 1, 2))
+    layer.set_weights([gray * std, bias + shift])
+
+
 def predict(
     model: Any,
     pixels: NDArray[np.uint8],

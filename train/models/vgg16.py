@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from mri_edge.authoring.quiet import load_keras
 from mri_edge.scans.preprocessing import Preprocessing
 
-from .network import Backbone
+from .network import Backbone, ignore_color
 from .weights import BackboneWeights, load_weights
 
 
@@ -28,20 +27,6 @@ def build_backbone(weights: BackboneWeights | None, height: int, width: int) -> 
     return backbone
 
 
-def ignore_color(backbone: Any, preprocessing: Preprocessing) -> None:
-    """Change the first convolution so that it responds only to the mean of the color channels.
-
-    Gray pictures give the same features as before, except for a constant in the outermost pixels, where zero padding
-    stands in for a normalized value. A tinted picture gives the features of its gray version.
-    """
-    first = backbone.get_layer("block1_conv1")
-    kernel, bias = first.get_weights()
-    mean, std = (np.asarray(values, np.float32)[:, None] for values in (preprocessing.mean, preprocessing.deviation))
-    gray = (kernel / std).mean(axis=2, keepdims=True)
-    shift = (kernel * (mean.mean() - mean) / std).sum(axis=(0, 1, 2))
-    first.set_weights([gray * std, bias + shift])
-
-
 VGG16 = Backbone(
     title="VGG16",
     build=build_backbone,
@@ -51,5 +36,5 @@ VGG16 = Backbone(
     preprocessing=Preprocessing(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)),
     feature_stride=32,
     feature_channels=512,
-    ignore_color=ignore_color,
+    ignore_color=partial(ignore_color, "block1_conv1"),
 )
