@@ -10,7 +10,6 @@ from one epoch to the next, so a resumed training ends with the same weights as 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from mri_edge.train.recipes.base import RecipeSpec
 from mri_edge.train.transforms import affine
 
 from . import checkpoint as checkpoints
+from .finetune import prefetch
 
 # Images per batch of the backbone: enough to keep all cores busy, with about 100 MB of activations per layer.
 BACKBONE_BATCH = 32
@@ -187,14 +187,9 @@ def seed_dropout(head: Any, seed: int, epoch: int) -> None:
 def _augmented_batches(
     train: Images, recipe: RecipeSpec, seed: int, epoch: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Yield batches for the backbone; a thread augments the next one while the caller processes the last."""
+    """Yield batches for the backbone; a thread augments the next ones while the caller processes the last."""
     order = epoch_order(len(train), seed, epoch)
     count = max(1, BACKBONE_BATCH // recipe.schedule.batch) * recipe.schedule.batch  # whole batches of the head
     parts = [order[start : start + count] for start in range(0, len(order), count)]
-    with ThreadPoolExecutor(1, thread_name_prefix="augment") as pool:
-        following = pool.submit(augmented, train, parts[0], recipe, seed, epoch)
-        for number, indices in enumerate(parts, 1):
-            pictures = following.result()
-            if number < len(parts):
-                following = pool.submit(augmented, train, parts[number], recipe, seed, epoch)
-            yield indices, pictures
+    pictures = prefetch(lambda number: augmented(train, parts[number], recipe, seed, epoch), len(parts))
+    yield from zip(parts, pictures, strict=True)
