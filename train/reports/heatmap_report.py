@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.ndimage import binary_erosion
 
 from mri_edge.authoring.heatmap_score import NAMES, figure_text
 from mri_edge.authoring.intervals import HEAD
@@ -189,9 +190,8 @@ def _picture(case: Case, peak: tuple[int, int] | None) -> bytes:
     size = max(1, width), max(1, height)
     scan = Image.fromarray(case.gray).resize(size, Image.Resampling.BICUBIC).convert("RGB")
     lesion = Image.fromarray(case.lesion.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
-    inside = np.pad(np.asarray(lesion) >= 128, 1)
-    core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    outline = inside[1:-1, 1:-1] & ~core
+    inside = np.asarray(lesion) >= 128
+    outline = inside & ~binary_erosion(inside)
     outlined = np.array(scan)
     outlined[outline] = _LESION
     strength = Image.fromarray(np.maximum(case.heatmap, 0) / max(float(case.heatmap.max()), 1e-6))
