@@ -133,16 +133,14 @@ def _default_out(bundle: Bundle) -> Path:
 
 def _lines(record: dict[str, Any]) -> Iterator[str]:
     from mri_edge.authoring.recalibration import NAMES
+    from mri_edge.train.reports.tables import ran
 
     data, labels = record["data"], record["labels"]
     counts = ", ".join(
         f"{count} {label} ({independent} independent)"
         for label, count, independent in zip(labels, data["by_label"], data["independent_by_label"], strict=True)
     )
-    yield (
-        f"{record['original']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, threads {record['threads']}"
-    )
+    yield ran(record, "original")
     yield f"{data['folder']}: {data['images']} scans: {counts}"
     prevalence = record["prevalence"]
     calibrated = "each label has the same weight" if prevalence is None else f"for a prevalence of {prevalence:g}"

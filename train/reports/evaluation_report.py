@@ -10,7 +10,7 @@ from mri_edge.authoring.intervals import HEAD
 from mri_edge.authoring.pages import render
 from mri_edge.errors import InputError, printable
 
-from .tables import LABEL_HEADS, NAMES, Rows, Table, interval, label_rows, print_report
+from .tables import LABEL_HEADS, NAMES, Rows, Table, interval, label_rows, methods, print_report, ran, warnings
 
 _TEMPLATE = Path(__file__).with_name("evaluation.html.jinja")
 _ON_TERMINAL = 10  # mistakes listed on the terminal
@@ -31,10 +31,10 @@ def evaluation_page(record: dict[str, Any]) -> str:
         title=f"Evaluation of {record['model']}: {record['artefact']}",
         facts=list(zip(("Model", "Data", "Decision"), _facts(record), strict=True)),
         provenance=record["creation"],
-        warnings=_warnings(record),
+        warnings=warnings(record, "images"),
         metrics=("Metrics", ("figure", HEAD, "images"), _metrics(record)),
         tables=[*_label_table(record), ("By folder", *_folders(record))],
-        methods=_methods(record),
+        methods=methods(record, NAMES.__getitem__),
         plots=_plots(record),
         mistakes=_mistakes_title(record, len(record["worst"])),
         worst=[_describe(record, mistake) for mistake in record["worst"]],
@@ -52,12 +52,7 @@ def print_evaluation(record: dict[str, Any]) -> None:
     ]
     if record["worst"]:
         tables.append(_mistakes(record))
-    print_report(_facts(record), _warnings(record), tables, record["notice"])
-
-
-def _warnings(record: dict[str, Any]) -> list[str]:
-    unread = len(record["unreadable"])
-    return [*record["warnings"], *([f"{unread} images could not be read and are not scored."] if unread else [])]
+    print_report(_facts(record), warnings(record, "images"), tables, record["notice"])
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
@@ -68,8 +63,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
     rule = "the likeliest label" if record["threshold"] is None else f"threshold {record['threshold']:.4g}"
     positive = "none" if record["positive"] is None else labels[record["positive"]]
     return [
-        f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, threads {record['threads']}",
+        ran(record),
         f"{data['folder']}: {data['images']} images ({counts}), {data['what']}"
         + (f"; not scored: {left_out}" if left_out else "")
         + (f"; grouped by {data['grouping']}" if data["grouping"] else ""),
@@ -88,14 +82,6 @@ def _metrics(record: dict[str, Any]) -> Rows:
         else:
             rows.append((NAMES[key], "undefined for these images", "0"))
     return rows
-
-
-def _methods(record: dict[str, Any]) -> list[str]:
-    """Describe how the intervals were computed, one line per method."""
-    names_by_method: dict[str, list[str]] = {}
-    for key, metric in record["metrics"].items():
-        names_by_method.setdefault(metric["method"], []).append(NAMES[key])
-    return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
 def _label_table(record: dict[str, Any]) -> list[Table]:

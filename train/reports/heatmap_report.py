@@ -18,7 +18,7 @@ from mri_edge.errors import printable
 from mri_edge.inference.prediction import HOT_SPOT
 from mri_edge.train.evaluation.heatmap_score import Case, judge
 
-from .tables import Rows, Table, interval, print_report
+from .tables import Rows, Table, interval, methods, print_report, ran, warnings
 
 if TYPE_CHECKING:
     from .plots import Plot
@@ -43,10 +43,10 @@ def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
         title=f"Heatmaps of {record['model']}: {record['artefact']}",
         facts=list(zip(("Model", "Heatmaps", "Data", "Lesions", "Limit"), _facts(record), strict=True)),
         provenance=record["creation"],
-        warnings=_warnings(record),
+        warnings=warnings(record, "scans"),
         explanation=_explanation(record),
         tables=[_figures(record), _by_look(record)],
-        methods=_methods(record),
+        methods=methods(record, lambda name: name.replace("_", " ")),
         plots=_plots(record),
         galleries=[
             (
@@ -72,7 +72,7 @@ def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
 
 def print_heatmaps(record: dict[str, Any]) -> None:
     """Print the record as tables on stdout."""
-    print_report(_facts(record), _warnings(record), [_figures(record), _by_look(record)], record["notice"])
+    print_report(_facts(record), warnings(record, "scans"), [_figures(record), _by_look(record)], record["notice"])
 
 
 def _facts(record: dict[str, Any]) -> list[str]:
@@ -80,8 +80,7 @@ def _facts(record: dict[str, Any]) -> list[str]:
     data = record["data"]
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(data["left_out"].items()))
     return [
-        f"{record['model']}, {record['artefact']} ({record['precision']}) in {record['engine']}, "
-        f"{record['provider']}, threads {record['threads']}",
+        ran(record),
         record["method"],
         f"{data['folder']}: {data['scans']} healthy scans, {data['what']}, "
         f"in {data['groups']} groups: {data['grouping']}" + (f"; left out: {left_out}" if left_out else ""),
@@ -105,11 +104,6 @@ def _explanation(record: dict[str, Any]) -> str:
     )
 
 
-def _warnings(record: dict[str, Any]) -> list[str]:
-    unread = len(record["unreadable"])
-    return [*record["warnings"], *([f"{unread} scans could not be read and are not scored."] if unread else [])]
-
-
 def _figures(record: dict[str, Any]) -> Table:
     rows: Rows = []
     for name, text in NAMES.items():
@@ -131,14 +125,6 @@ def _by_look(record: dict[str, Any]) -> Table:
     ]
     heads = ("look", "called by the model", "peak in the lesion, called", "peak in the lesion, all", "lesions")
     return "By look, with 95% intervals", heads, rows
-
-
-def _methods(record: dict[str, Any]) -> list[str]:
-    """Describe how the intervals were computed, one line per method."""
-    names_by_method: dict[str, list[str]] = {}
-    for name, metric in record["metrics"].items():
-        names_by_method.setdefault(metric["method"], []).append(name.replace("_", " "))
-    return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
 def _plots(record: dict[str, Any]) -> list[Plot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -47,6 +47,28 @@ def label_rows(by_label: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[
         )
         for label, metrics in by_label.items()
     ]
+
+
+def ran(record: Mapping[str, Any], model: str = "model") -> str:
+    """Return a line about what was run and how. ``model`` is the key of its name."""
+    return (
+        f"{record[model]}, {record['artefact']} ({record['precision']}) in {record['engine']}, {record['provider']}, "
+        f"threads {record['threads']}"
+    )
+
+
+def warnings(record: Mapping[str, Any], noun: str) -> list[str]:
+    """Return the warnings of a record, with one about unreadable scans; ``noun`` is what the report calls scans."""
+    unread = len(record["unreadable"])
+    return [*record["warnings"], *([f"{unread} {noun} could not be read and are not scored."] if unread else [])]
+
+
+def methods(record: Mapping[str, Any], name_of: Callable[[str], str]) -> list[str]:
+    """Describe how the intervals were computed, one line per method."""
+    names_by_method: dict[str, list[str]] = {}
+    for key, metric in record["metrics"].items():
+        names_by_method.setdefault(metric["method"], []).append(name_of(key))
+    return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
 def print_report(facts: Sequence[str], warnings: Sequence[str], tables: Sequence[Table], notice: str) -> None:
