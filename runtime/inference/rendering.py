@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mri_edge.scans.checks import ResultWarning
 from mri_edge.scans.frame import Frame, Pixels
 from mri_edge.scans.geometry import radiological_view
 
-from .heatmap.caption import arrange, printable_name
+from .heatmap.caption import MARGIN, arrange, printable_name, write
 from .heatmap.picture import png_file
 from .prediction import NOTICE
 
 _PANEL = 480  # pixels of the longer side of a panel
-_MARGIN = 12
 _BACKDROP = (225, 225, 225)
 _ORIGINS = {
     "file": "from the file",
@@ -47,17 +46,14 @@ def draw_explained(frame: Frame, network_input: Pixels, model: str, warnings: Se
         What the result for this frame would warn of before the network runs.
     """
     panels = [_panel(frame.pixels, Image.Resampling.BICUBIC), _panel(network_input, Image.Resampling.NEAREST)]
-    width = 2 * _PANEL + 3 * _MARGIN
-    rows = arrange(_caption(frame, network_input, model, warnings), width - 2 * _MARGIN, 1.0)
-    height = _PANEL + 3 * _MARGIN + sum(row.height for row in rows)
+    width = 2 * _PANEL + 3 * MARGIN
+    rows = arrange(_caption(frame, network_input, model, warnings), width - 2 * MARGIN, 1.0)
+    height = _PANEL + 3 * MARGIN + sum(row.height for row in rows)
     page = Image.new("RGB", (width, height), "white")
-    for panel, left in zip(panels, (_MARGIN, _PANEL + 2 * _MARGIN), strict=True):
-        page.paste(_BACKDROP, (left, _MARGIN, left + _PANEL, _MARGIN + _PANEL))
-        page.paste(panel, (left + (_PANEL - panel.width) // 2, _MARGIN + (_PANEL - panel.height) // 2))
-    pen, top = ImageDraw.Draw(page), _PANEL + 2 * _MARGIN
-    for row in rows:
-        pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
-        top += row.height
+    for panel, left in zip(panels, (MARGIN, _PANEL + 2 * MARGIN), strict=True):
+        page.paste(_BACKDROP, (left, MARGIN, left + _PANEL, MARGIN + _PANEL))
+        page.paste(panel, (left + (_PANEL - panel.width) // 2, MARGIN + (_PANEL - panel.height) // 2))
+    write(page, rows, _PANEL + 2 * MARGIN)
     return png_file(page, None)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from mri_edge.bundles.manifest import Metric
 from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE, Prediction, displayed_label
 
+MARGIN = 12  # pixels around panels and text
 FONT_SIZE = 14  # pixels, of a small page
 _HEADING_SIZE = 20
 _LINE_HEIGHT = 1.45  # of the font size
@@ -129,6 +131,15 @@ def arrange(lines: list[list[str]], width: int, growth: float) -> list[Row]:
             text = shorten(joined, font, width)
         rows.append(Row(text, font, height))
     return rows
+
+
+def write(page: Image.Image, rows: Sequence[Row], top: int) -> int:
+    """Write rows of text on a page, and return where they end."""
+    pen = ImageDraw.Draw(page)
+    for row in rows:
+        pen.text((MARGIN, top), row.text, fill="black", font=row.font)
+        top += row.height
+    return top
 
 
 def shorten(text: str, font: Font, width: float) -> str:

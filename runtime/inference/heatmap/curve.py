@@ -10,12 +10,11 @@ from PIL import Image, ImageDraw
 from mri_edge.inference.prediction import NOTICE
 from mri_edge.inference.series import SeriesPrediction, counts
 
-from .caption import FONT_SIZE, Row, arrange, font_of, printable_label, printable_name
+from .caption import FONT_SIZE, MARGIN, arrange, font_of, printable_label, printable_name, write
 from .picture import png_file
 
 _WIDTH, _HEIGHT = 960, 300  # pixels of the plot with its axes
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 14, 54  # pixels around the area of the points
-_MARGIN = 12
 _SMOOTH = 2  # the plot is drawn so many times larger and reduced, because Pillow draws hard edges
 _MAX_TICKS = 12
 _STEPS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -42,22 +41,13 @@ def draw_curve(result: SeriesPrediction, *, scan: str | None = None) -> bytes:
     -------
     The bytes of a PNG file, RGB, 960 pixels wide.
     """
-    rows = arrange(_caption(result), _WIDTH - 2 * _MARGIN, 1.0)
-    page = Image.new("RGB", (_WIDTH, _HEIGHT + sum(row.height for row in rows) + 2 * _MARGIN), "white")
-    top = _write(page, rows[:1], _MARGIN)
+    rows = arrange(_caption(result), _WIDTH - 2 * MARGIN, 1.0)
+    page = Image.new("RGB", (_WIDTH, _HEIGHT + sum(row.height for row in rows) + 2 * MARGIN), "white")
+    top = write(page, rows[:1], MARGIN)
     plot = _plot(result).resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
     page.paste(plot, (0, top))
-    _write(page, rows[1:], top + _HEIGHT)
+    write(page, rows[1:], top + _HEIGHT)
     return png_file(page, scan)
-
-
-def _write(page: Image.Image, rows: list[Row], top: int) -> int:
-    """Write rows of text, and return where they end."""
-    pen = ImageDraw.Draw(page)
-    for row in rows:
-        pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
-        top += row.height
-    return top
 
 
 def _caption(result: SeriesPrediction) -> list[list[str]]:

@@ -14,7 +14,7 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.inference.prediction import Prediction
 from mri_edge.scans.frame import Pixels
 
-from .caption import FONT_SIZE, arrange, caption, font_of, least_drawn, scale_title, shorten
+from .caption import FONT_SIZE, MARGIN, arrange, caption, font_of, least_drawn, scale_title, shorten, write
 
 SCAN_KEY = "mri-edge scan"  # keyword of the text in the PNG that identifies the scan
 
@@ -25,7 +25,6 @@ _OPACITY = 0.5  # of the color in a hot spot, so that the anatomy below it stays
 _SHORT_SIDE = 384  # pixels; a panel is at least this wide and high, so that the caption fits
 _LONG_SIDE = 1024  # pixels; a panel is at most this wide and high
 _BACKDROP = (225, 225, 225)  # around a scan that is narrower than its panel
-_MARGIN = 12  # pixels around the panels
 _BAR_HEIGHT = 18  # pixels of the color scale
 _TICK = 5  # pixels; length of a tick
 _MAX_TICKS = 5  # round values on the color scale, besides its two ends
@@ -75,22 +74,18 @@ def draw_page(
     is_drawn = maximum >= prediction.hot_spot
     overlay = _overlay(picture, heatmap, least) if is_drawn else picture
     width, height = (max(side, _SHORT_SIDE) for side in picture.size)
-    page_width = 2 * width + 3 * _MARGIN
+    page_width = 2 * width + 3 * MARGIN
     growth = min(_MAX_GROWTH, max(1.0, page_width / _LARGE_PAGE))
-    rows = arrange(caption(prediction, maximum, score), page_width - 2 * _MARGIN - 1, growth)
+    rows = arrange(caption(prediction, maximum, score), page_width - 2 * MARGIN - 1, growth)
     title = scale_title(prediction)
     scale = _scale(title, least, maximum, width, growth) if is_drawn else Image.new("RGB", (width, 0))
-    below = height + 2 * _MARGIN
-    page = Image.new("RGB", (page_width, below + scale.height + sum(row.height for row in rows) + _MARGIN), "white")
-    for panel, left in ((picture, _MARGIN), (overlay, width + 2 * _MARGIN)):
-        page.paste(_BACKDROP, (left, _MARGIN, left + width, _MARGIN + height))
-        page.paste(panel, (left + (width - panel.width) // 2, _MARGIN + (height - panel.height) // 2))
-    page.paste(scale, (width + 2 * _MARGIN, below))
-    top = below + scale.height
-    pen = ImageDraw.Draw(page)
-    for row in rows:
-        pen.text((_MARGIN, top), row.text, fill="black", font=row.font)
-        top += row.height
+    below = height + 2 * MARGIN
+    page = Image.new("RGB", (page_width, below + scale.height + sum(row.height for row in rows) + MARGIN), "white")
+    for panel, left in ((picture, MARGIN), (overlay, width + 2 * MARGIN)):
+        page.paste(_BACKDROP, (left, MARGIN, left + width, MARGIN + height))
+        page.paste(panel, (left + (width - panel.width) // 2, MARGIN + (height - panel.height) // 2))
+    page.paste(scale, (width + 2 * MARGIN, below))
+    write(page, rows, below + scale.height)
     return page
 
 
@@ -138,7 +133,7 @@ def _colors(levels: NDArray[np.floating]) -> Pixels:
 def _scale(title: str, least: float, maximum: float, width: int, growth: float) -> Image.Image:
     """Return the color scale from ``least_drawn`` to the maximum of the map, with ticks and its title."""
     font, line = font_of(growth), round(FONT_SIZE * 1.4 * growth)
-    page = Image.new("RGB", (width, _BAR_HEIGHT + _TICK + 2 * line + _MARGIN), "white")
+    page = Image.new("RGB", (width, _BAR_HEIGHT + _TICK + 2 * line + MARGIN), "white")
     pen = ImageDraw.Draw(page)
     levels = np.linspace(0, 1, width, dtype=np.float32)
     page.paste(Image.fromarray(np.tile(_colors(levels), (_BAR_HEIGHT, 1, 1))), (0, 0))
@@ -147,12 +142,12 @@ def _scale(title: str, least: float, maximum: float, width: int, growth: float) 
         x = round(position * (width - 1))
         length = font.getlength(text)
         left = min(max(0.0, x - length / 2), width - length)
-        last = width - font.getlength(_maximum(maximum)) - _MARGIN
+        last = width - font.getlength(_maximum(maximum)) - MARGIN
         if is_round and (left < free_from or left + length > last):
             continue  # it would touch a neighbor
         pen.line((x, _BAR_HEIGHT, x, _BAR_HEIGHT + _TICK), fill="black")
         pen.text((left, _BAR_HEIGHT + _TICK), text, fill="black", font=font)
-        free_from = left + length + _MARGIN
+        free_from = left + length + MARGIN
     pen.text((0, _BAR_HEIGHT + _TICK + line), shorten(title, font, width), fill="black", font=font)
     return page
 
