@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -256,35 +257,36 @@ def _add_artifact(
 ) -> Result:
     """Make one artifact, and run it in its engine. Unless its gate is not met, add it to the bundle."""
     step(f"making {target.FILE}")
-    content, facts = target.convert(conversion)
-    with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
-        path = Path(folder) / target.FILE
-        path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
-        engine = open_engine(path, provider="cpu")
-        try:
-            step(f"checking {target.FILE} on {len(pixels):,} images")
-            answer = run_batches(engine.run, pixels, _BATCH, lambda done: step(f"checking {target.FILE}: {done}"))
-            artifact = describe_artifact(target, engine, len(content), facts)
-            names = {"engine": engine.name, "provider": engine.provider}
-            comparison = compare(answer, images, writer.manifest, gate, **names, threads=engine.threads)
-        finally:
-            engine.close()
-        artifact = replace(artifact, parity=comparison.summary())
+    with opened_artifact(target, conversion, writer) as (path, engine, described):
+        step(f"checking {target.FILE} on {len(pixels):,} images")
+        answer = run_batches(engine.run, pixels, _BATCH, lambda done: step(f"checking {target.FILE}: {done}"))
+        names = {"engine": engine.name, "provider": engine.provider}
+        comparison = compare(answer, images, writer.manifest, gate, **names, threads=engine.threads)
+        artifact = replace(described, parity=comparison.summary())
         if comparison.verdict == "not met":
             return Result(artifact, comparison)
         os.replace(path, writer.path(target.FILE))
     return Result(writer.add_artifact(artifact), comparison)
 
 
-def describe_artifact(target: Format, engine: Engine, size: int, facts: dict[str, Any]) -> Artifact:
-    """The manifest's entry of an artifact of ``size`` bytes that is open in an engine, without its hash and parity."""
-    return Artifact(
-        file=target.FILE,
-        format=target.FORMAT,
-        precision=target.PRECISION,
-        size_bytes=size,
-        sha256="",
-        input=engine.input,
-        output=engine.outputs[0],
-        made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
-    )
+@contextmanager
+def opened_artifact(
+    target: Format, conversion: Conversion, writer: BundleWriter
+) -> Iterator[tuple[Path, Engine, Artifact]]:
+    """Make an artifact in a temporary folder, and open it. Its entry has no hash and no parity yet."""
+    content, facts = target.convert(conversion)
+    with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
+        path = Path(folder) / target.FILE
+        path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
+        with closing(open_engine(path, provider="cpu")) as engine:
+            artifact = Artifact(
+                file=target.FILE,
+                format=target.FORMAT,
+                precision=target.PRECISION,
+                size_bytes=len(content),
+                sha256="",
+                input=engine.input,
+                output=engine.outputs[0],
+                made_with={**{name: version(name) for name in target.LIBRARIES}, **facts},
+            )
+            yield path, engine, artifact

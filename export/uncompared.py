@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,12 @@ from numpy.typing import NDArray
 from mri_edge.authoring.writer import BundleWriter, check_target, new_bundle
 from mri_edge.bundles.manifest import Artifact
 from mri_edge.bundles.split import Split
-from mri_edge.engines import open_engine
 from mri_edge.errors import ConversionError, EngineError, GateError, MriEdgeError, UsageError
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.resize import resize_bilinear
 
-from .exporter import Failure, describe_artifact
+from .exporter import Failure, opened_artifact
 from .formats import Conversion, Format, find_format
-from .metadata import add_metadata
 from .options import ModelDescription
 from .parity.gate import DEFAULT_GATES
 from .sources.device_graph import device_graph
@@ -117,17 +114,9 @@ def _add_artifact(
     target: Format, conversion: Conversion, writer: BundleWriter, pixels: NDArray[np.uint8], expected: Any
 ) -> Artifact:
     """Make one artifact, run it on the generated pictures, and add it if it agrees with Keras."""
-    content, facts = target.convert(conversion)
     limit = DEFAULT_GATES[target.PRECISION].max_difference or 0.0
-    with tempfile.TemporaryDirectory(dir=writer.folder) as folder:
-        path = Path(folder) / target.FILE
-        path.write_bytes(add_metadata(content, target.FORMAT, writer.manifest))
-        engine = open_engine(path, provider="cpu")
-        try:
-            difference = float(np.abs(engine.run(pixels) - expected).max())
-            artifact = describe_artifact(target, engine, len(content), facts)
-        finally:
-            engine.close()
+    with opened_artifact(target, conversion, writer) as (path, engine, artifact):
+        difference = float(np.abs(engine.run(pixels) - expected).max())
         if not difference <= limit:  # also true for NaN
             raise GateError(f"largest |Δp| on generated pictures is {difference:.2g}, the limit is {limit:g}")
         path.replace(writer.path(target.FILE))
