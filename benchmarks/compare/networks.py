@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,9 @@ def _row(name: str, by_file: dict[str, Any], failures: dict[str, Any], times: di
 def _milliseconds(path: Path, pixels: Any) -> float:
     from mri_edge.engines import open_engine
 
-    engine = open_engine(path, provider="cpu", threads=1)
-    try:
+    with closing(open_engine(path, provider="cpu", threads=1)) as engine:
         engine.run(pixels)
         return 1e3 * min(seconds_of(lambda: engine.run(pixels)) for _ in range(RUNS))
-    finally:
-        engine.close()
 
 
 def _draw(data: Path) -> tuple[Any, Any]:

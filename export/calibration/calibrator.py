@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,8 +160,5 @@ def _probabilities(content: bytes, suffix: str, batches: list[Pixels]) -> NDArra
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{suffix}"
         path.write_bytes(content)
-        engine = open_engine(path, provider="cpu")
-        try:
+        with closing(open_engine(path, provider="cpu")) as engine:
             return np.concatenate([engine.run(batch) for batch in batches])
-        finally:
-            engine.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from time import perf_counter
@@ -302,10 +303,8 @@ def probabilities_of(
         opened.threads,
         (perf_counter() - start) * 1e3,
     )
-    try:
+    with closing(opened):
         return opened.run(tensors)
-    finally:
-        opened.close()
 
 
 def _read(bundle: Bundle) -> _Golden | None:
