@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import struct
@@ -10,7 +9,6 @@ import sys
 import warnings
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,21 +22,11 @@ from mri_edge.scans.options import ReadOptions
 from mri_edge.scans.readers import dicom
 from mri_edge.scans.series import group
 
-HOSTILE = Path(__file__).resolve().parents[1] / "hostile"
+sys.path.insert(0, str(Path(__file__).parents[1] / "hostile"))
+import fuzz_scans as fuzzer
+import fuzzing
+
 SECRET = "Doe^Jane"  # noqa: S105 (the patient's name)
-
-
-def _hostile(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HOSTILE / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzzing, fuzzer = _hostile("fuzzing"), _hostile("fuzz_scans")
 
 
 @pytest.mark.parametrize(("kind", "library"), [("nifti", "nibabel"), ("dicom", "pydicom")])

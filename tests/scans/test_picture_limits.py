@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,20 +25,10 @@ UNIT = TESTS.parent / "deploy" / "mri-edge-watch.service"
 MAX_CPU_S, MAX_PEAK_MB = 5.0, 500.0
 sys.path.insert(0, str(TESTS / "scans"))  # for dicom_samples
 
-
-def _hostile(name: str) -> ModuleType:
-    pytest.importorskip("tifffile", reason="hostile TIFFs are written with tifffile (group 'dev')")
-    spec = importlib.util.spec_from_file_location(name, TESTS / "hostile" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-_hostile("fuzzing")  # the fuzzers import it
-bombs, fuzzer = _hostile("bombs"), _hostile("fuzz_pictures")
+pytest.importorskip("tifffile", reason="hostile TIFFs are written with tifffile (group 'dev')")
+sys.path.insert(0, str(TESTS / "hostile"))
+import bombs
+import fuzz_pictures as fuzzer
 
 # Quick to make, and refused: the file, and the limit that it breaks.
 REFUSED = {
