@@ -88,6 +88,18 @@ def small_recipe():
     )
 
 
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """The recipe ``robust`` for 32 x 32 pictures, with one epoch in batches of 8."""
+    pytest.importorskip("keras", reason="needs the extra 'train'")
+    from mri_edge.train.recipes.base import Head
+    from mri_edge.train.recipes.robust import ROBUST
+
+    prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
+    schedule = dataclasses.replace(ROBUST.schedule, batch=8, epochs=1)
+    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
+
+
 @pytest.fixture
 def eager() -> Iterator[None]:
     """Compute each operation at once: for the few steps of a small training, tracing graphs takes far longer.

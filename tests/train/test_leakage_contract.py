@@ -29,20 +29,12 @@ from mri_edge.train.evaluation.crossval_figures import Stress, figures
 from mri_edge.train.evaluation.crossval_record import SCHEMA_VERSION, ScoredImages, image_columns
 from mri_edge.train.evaluation.intervals import auc
 from mri_edge.train.evaluation.metrics import fraction_metric
-from mri_edge.train.recipes.base import Head
 from mri_edge.train.recipes.distilled import SMALL
 from mri_edge.train.recipes.robust import ROBUST
 from mri_edge.train.training import Trained
 from mri_edge.train.transforms import mri
 
 TWO = Labels(("no tumour", "tumour"), 1, {})
-
-
-@pytest.fixture(scope="module")
-def tiny_recipe():
-    prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
-    schedule = dataclasses.replace(ROBUST.schedule, batch=8, epochs=1)
-    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
 
 
 def apart(hash_, bits):

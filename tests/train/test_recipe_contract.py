@@ -50,13 +50,6 @@ SCHEDULE = FineTuning(
 finetune = functools.partial(loop.finetune, stages=VGG16.stages)
 
 
-@pytest.fixture(scope="module")
-def tiny_recipe():
-    prepared = dataclasses.replace(ROBUST.preprocessing, height=32, width=32)
-    schedule = dataclasses.replace(ROBUST.schedule, batch=8, epochs=1)
-    return dataclasses.replace(ROBUST, preprocessing=prepared, head=Head(8, 0.5), schedule=schedule)
-
-
 # --- records
 
 
