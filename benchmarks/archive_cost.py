@@ -30,6 +30,7 @@ import numpy as np
 
 from .archive_campaign import start_driver
 from .archive_slices import make_slices
+from .processes import descendants
 
 PROGRAM = str(Path(sys.executable).with_name("mri-edge"))
 _SAMPLE_S = 0.25
@@ -66,7 +67,7 @@ class _Sampler(threading.Thread):
 
     def _sample(self) -> None:
         memory: dict[str, float] = defaultdict(float)
-        for number in _descendants(self._root):
+        for number in descendants(self._root):
             try:
                 stat = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
                 title = Path(f"/proc/{number}/cmdline").read_text()
@@ -100,22 +101,6 @@ def _role(is_root: bool, title: str, before: str | None) -> str:
     if title.startswith("ray::") and ("ReadInputs" in title or "Write" in title):
         return "list and write"
     return before or "ray"
-
-
-def _descendants(root: int) -> set[int]:
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children[parent].append(int(entry.name))
-    found, waiting = set(), [root]
-    while waiting:
-        found.add(number := waiting.pop())
-        waiting += children.get(number, [])
-    return found
 
 
 def measure(command: list[str], scans: int, out: Path | None = None) -> Cost:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,28 @@ def free_port() -> int:
     """Return a port of this machine that no program listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def resident_bytes(process: int) -> int:
+    """Return the resident memory of a process."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descendants(root: int) -> set[int]:
+    """Return the numbers of a process and of all that it started."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children[parent].append(int(entry.name))
+    found, waiting = set(), [root]
+    while waiting:
+        found.add(number := waiting.pop())
+        waiting += children.get(number, [])
+    return found
 
 
 def output(command: Sequence[object], *, cwd: Path = CHECKOUT) -> list[str]:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare.load import binary_body
-from benchmarks.processes import ENVIRONMENT, SCANS, free_port, program
+from benchmarks.processes import ENVIRONMENT, SCANS, free_port, program, resident_bytes
 from mri_edge import Classifier
 from mri_edge.inference.prediction import Prediction
 
@@ -157,8 +157,7 @@ class Server:
 
     def memory(self) -> int:
         """Return the resident memory, bytes."""
-        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
-        return int(pages) * 4096
+        return resident_bytes(self.process.pid)
 
     def end(self, number: int) -> int:
         """Send a signal, and return the exit code."""

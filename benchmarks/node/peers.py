@@ -23,7 +23,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from benchmarks.processes import free_port
+from benchmarks.processes import free_port, resident_bytes
 from mri_edge.authoring.writer import new_bundle
 from mri_edge.bundles.manifest import Artifact, Creation, Manifest, Preprocessing, TensorSpec, Training
 
@@ -173,7 +173,7 @@ class NodeProcess:
     def memory(self) -> int:
         """Return the resident memory in bytes."""
         assert self.process is not None
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self.process.pid)
 
 
 class Orthanc:

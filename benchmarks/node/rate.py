@@ -8,7 +8,6 @@ process of its own. The bare servers are the shortest handlers of ``evt.EVT_C_ST
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.node.peers import AET, NodeProcess, make_bundle, wait_for, write_series
-from benchmarks.processes import free_port
+from benchmarks.processes import free_port, resident_bytes
 
 STORESCU = "/usr/bin/storescu"
 BARE = """
@@ -89,11 +88,6 @@ def send(port: int, paths: list[Path], associations: int = 1) -> float:
     return time.perf_counter() - start
 
 
-def memory(process: int) -> float:
-    """Return the resident memory of a process in MB."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def compare(root: Path, instances: int, rounds: int, associations: int) -> None:
     """Print the rate of each server: the median over the rounds, and the lowest and the highest."""
     rates: dict[str, list[float]] = {"unsynced": [], "synced": [], "node": []}
@@ -129,7 +123,7 @@ def watch_memory(root: Path, instances: int, associations: int) -> None:
         send(node.port, paths, associations)
         sent += step
         wait_for(lambda number=sent // step: len(node.answers()) == number, "the series has its answer", 600)
-        measured.append(memory(process))
+        measured.append(resident_bytes(process) / 1e6)
         print(f"{sent:6} instances, {sent // step:3} series: {measured[-1]:.1f} MB", flush=True)
         for path in (*paths, *node.files()):
             path.unlink(missing_ok=True)  # it may be moving

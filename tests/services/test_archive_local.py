@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra archive")
 
+from benchmarks.processes import descendants
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEMO = sorted(EXAMPLES.glob("*.jpg"))
 
@@ -31,7 +33,7 @@ def test_a_started_ray_listens_only_on_this_machine_and_leaves_nothing_behind(tm
     )
     listening: set[str] = set()
     while process.poll() is None:
-        processes = _descendants(process.pid)
+        processes = descendants(process.pid)
         listening |= _listening(processes)
         # The process of the dashboard asks the metadata services of clouds where it runs. Nothing uses the monitors.
         commands = [_command(number) for number in processes]
@@ -52,22 +54,6 @@ def _command(number: int) -> str:
         return Path(f"/proc/{number}/cmdline").read_text()
     except OSError:
         return ""
-
-
-def _descendants(pid: int) -> set[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = set(), [pid]
-    while waiting:
-        found.add(number := waiting.pop())
-        waiting += children.get(number, [])
-    return found
 
 
 def _listening(processes: set[int]) -> set[str]:
