@@ -120,7 +120,7 @@ def saturate(requests: Requests, seconds: float, connections: int = CONNECTIONS)
     return Rate(answered / seconds, client_cpu / seconds, cpu / seconds)
 
 
-def latencies(requests: Requests, rate: float | None, count: int, connections: int = CONNECTIONS) -> list[float]:
+def latencies(requests: Requests, rate: float | None, count: int) -> list[float]:
     """Return the seconds until each answer, sorted. ``rate`` None: one request after the other.
 
     At a fixed rate the time counts from when a request is due, so that a wait for a connection is a part of it.
@@ -148,7 +148,7 @@ def latencies(requests: Requests, rate: float | None, count: int, connections: i
             seconds.append(time.perf_counter() - begun)
         connection.close()
 
-    threads = [threading.Thread(target=send) for _ in range(1 if rate is None else connections)]
+    threads = [threading.Thread(target=send) for _ in range(1 if rate is None else CONNECTIONS)]
     with requests.server.awake():
         for thread in threads:
             thread.start()
