@@ -17,7 +17,7 @@ from mri_edge.authoring.card import CARD
 from mri_edge.authoring.writer import new_bundle, rewrite_bundle
 from mri_edge.bundles.bundle import Bundle
 from mri_edge.bundles.manifest import TensorSpec
-from mri_edge.bundles.split import SPLIT, Split, SplitImage
+from mri_edge.bundles.split import CONDENSED, SPLIT, Split, SplitImage
 from mri_edge.cli import run
 from mri_edge.errors import BundleError, DataError, UsageError
 from mri_edge.inference.prediction import HOT_SPOT
@@ -259,6 +259,21 @@ def test_scans_of_the_training_are_left_out(bundle, scans, capfd):
         path.unlink()
     with pytest.raises(DataError, match="all 5 images are known from the bundle's training"):
         evaluate_heatmaps(opened, scans)
+
+
+@pytest.mark.parametrize("condensed", [False, True])
+@pytest.mark.parametrize("role", [None, "test"])
+def test_excluded_copies_of_test_images_do_not_leave_them_out(role, condensed, bundle, scans):
+    files = sorted(scans.iterdir())
+    roles = ["train", "train", "excluded", "test", "test"]
+    images = [SplitImage(f"no/{path.name}", sha256_of(path), 0, role) for path, role in zip(files, roles, strict=False)]
+    copies = [replace(images[row], file=f"no/copy-{row}.png", role="excluded") for row in (0, 3)]
+    split = Split((*images, *copies))
+    with rewrite_bundle(Bundle.open(bundle)) as writer:
+        writer.add_document(*((CONDENSED, split.to_condensed()) if condensed else (SPLIT, split.to_json())))
+    record = evaluate_heatmaps(Bundle.open(bundle), scans, role=role, limit=len(files)).record
+    used = files[3:5] if role == "test" else files[3:]
+    assert {case["file"] for case in record["cases"]} == {path.name for path in used}
 
 
 def test_healthy_validation_scans_choose_the_limit_of_a_hot_spot(bundle, scans, monkeypatch, capfd):

@@ -178,12 +178,20 @@ def _split_to_compare(split: Split | None, role: Role | None, healthy: Collectio
     """Return the part of the split record that says which healthy scans may be used.
 
     Without a role, the test images may be used as any image that training did not use, so the record does not have to
-    name them. With ``"test"`` only the healthy ones are needed.
+    name them, nor the copies of them that it excluded from training. With ``"test"`` only the healthy ones are needed.
     """
     if split is None:
         return None
     wanted = healthy if role == "test" else ()
-    return Split(tuple(image for image in split.images if image.role != "test" or image.label in wanted))
+    tested = {image.sha256 for image in split.of("test")}
+    return Split(
+        tuple(
+            image
+            for image in split.images
+            if (image.role != "test" or image.label in wanted)
+            and not (image.role == "excluded" and image.sha256 in tested)
+        )
+    )
 
 
 def _no_healthy_answer(data: Path, scans: Sequence[Scan], answered: CalledHealthy, healthy: Sequence[str]) -> DataError:
