@@ -27,8 +27,12 @@ from mri_edge.bundles.manifest import (
 SCHEMA = Path(__file__).resolve().parents[1] / "runtime" / "bundles" / "manifest.schema.json"
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
-# Rules about two fields: a threshold needs a positive label, later parts a later schema version.
+# Rules about two fields: two labels need a positive one, so does a threshold, later parts a later schema version.
 _RULES = [
+    {
+        "if": {"properties": {"labels": {"maxItems": 2}}},
+        "then": {"properties": {"positive": {"type": "integer"}}},
+    },
     {
         "if": {"properties": {"positive": {"type": "null"}}},
         "then": {"properties": {"threshold": {"type": "null"}}},

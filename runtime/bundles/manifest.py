@@ -472,6 +472,10 @@ class Manifest:
                 f"positive: no label has index {self.positive}",
             ),
             (
+                self.positive is None and len(self.labels) == 2,
+                f"positive: must be the index of one of the two labels {list(self.labels)}. Received: null",
+            ),
+            (
                 self.positive is None and self.threshold is not None,
                 f"threshold: needs a positive label. Received: {self.threshold}, and positive is null",
             ),

@@ -204,6 +204,13 @@ def test_checks_beyond_types(plain: dict[str, Any], field: str, value: Any, word
     assert words in _refused(plain)
 
 
+def test_only_more_than_two_labels_need_no_positive_one(plain: dict[str, Any]) -> None:
+    plain["positive"] = plain["threshold"] = None
+    assert "must be the index of one of the two labels" in _refused(plain)
+    plain["labels"] = ["a", "b", "c"]
+    assert Manifest.from_json(json.dumps(plain)).positive is None
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("height", 0), ("width", -1), ("deviation", [1, 0, 1]), ("resize", "area")]
 )
