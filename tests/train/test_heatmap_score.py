@@ -181,6 +181,32 @@ def test_mean_has_the_interval_of_its_groups():
     assert grouped.high - grouped.low > 2.5 * (alone.high - alone.low)
 
 
+def test_few_groups_widen_the_interval_of_a_mean():
+    """It covers the truth, here 0.5, as often as it says."""
+    rng = np.random.default_rng(0)
+    for groups in (2, 3, 5, 14):
+        group = np.repeat(np.arange(groups), 4)
+        found = [
+            heatmap_score._mean(
+                0.5 + 0.02 * rng.normal(size=groups)[group] + 0.02 * rng.normal(size=len(group)),
+                group,
+                np.ones(len(group), bool),
+            )
+            for _ in range(400)
+        ]
+        covered = np.mean([metric.low <= 0.5 <= metric.high for metric in found])
+        assert covered == pytest.approx(0.95, abs=0.044)  # 4 standard deviations of 400 samples
+
+
+def test_interval_of_a_mean_has_possible_values():
+    """Student's t of two groups reaches far beyond them."""
+    values, group, everything = np.array([0.1, 0.9]), np.arange(2), np.ones(2, bool)
+    proportion = heatmap_score._mean(values, group, everything)
+    assert (proportion.low, proportion.high) == (0, 1)
+    difference = heatmap_score._mean(values - 0.5, group, everything, lowest=-1.0)
+    assert (difference.low, difference.high) == (-1, 1)
+
+
 def test_no_called_lesion_leaves_figures_out():
     found = figures([case(number, FAR, called=False) for number in range(5)], [], HOT_SPOT)
     assert "pointing_game" not in found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from mri_edge.bundles.manifest import Metric
 from mri_edge.train.data.folder import Scan
 
 from .drawn_lesions import LOOKS, Gray, Look, Mask
-from .intervals import RESAMPLES, Figures, Weights, bootstrap, percentile
+from .intervals import grouped_mean
 from .metrics import fraction_metric
 from .removal import Curves, mean_height
 
@@ -32,7 +32,6 @@ TOLERANCE = 0.06
 _RIM = 0.02
 _FALSE_SPOTS = 0.05  # proportion of healthy scans that may have a hot spot
 _LEAST_HEALTHY = 20  # maps, of which one may have a hot spot
-MEAN_BOOTSTRAP = f"percentile bootstrap of groups, {RESAMPLES} resamples, seed 0 (Field and Welsh 2007)"
 # Standard deviation of the blur of the random map, relative to the side. Its spots are about as wide as lesions.
 _RANDOM_GRAIN = 0.08
 
@@ -145,7 +144,7 @@ def seed_of(scan: Scan, number: int) -> list[int]:
 def figures(cases: Sequence[Case], healthy: Sequence[HealthyMap], hot_spot: float) -> dict[str, Metric]:
     """Compute all figures, each with its 95% interval, in the order in which they are shown.
 
-    Proportions have Wilson's interval of grouped images, and means the bootstrap of groups. Figures without any map,
+    Proportions have Wilson's interval of grouped images, and means Student's of groups. Figures without any map,
     and means of a single group, are left out.
 
     Returns
@@ -228,7 +227,9 @@ def _removal(cases: Sequence[Case], group: NDArray[np.intp], called: Mask) -> di
         known = called & np.isfinite(heights["heatmap"])
         found[kind] = _mean(heights["heatmap"], group, known)
         for reference in ("random", "center"):
-            found[f"{kind}_minus_{reference}"] = _mean(heights["heatmap"] - heights[reference], group, known)
+            found[f"{kind}_minus_{reference}"] = _mean(
+                heights["heatmap"] - heights[reference], group, known, lowest=-1.0
+            )
     return found
 
 
@@ -243,14 +244,7 @@ def _fraction(hits: Mask, group: NDArray[np.intp], chosen: Mask | None = None) -
     return fraction_metric(hits, group) if len(hits) else None
 
 
-def _mean(values: NDArray[np.float64], group: NDArray[np.intp], chosen: Mask) -> Metric | None:
-    """Return the mean of the chosen values (N,); a single group has no interval."""
-    values, group = values[chosen], group[chosen]
-    if len(np.unique(group)) < 2:
-        return None
-
-    def mean(weights: Weights) -> Figures:
-        return {"mean": weights @ values / weights.sum(axis=1)}
-
-    resampled = bootstrap(mean, np.zeros(len(values), np.intp), group)["mean"]
-    return percentile(float(values.mean()), resampled, len(values), MEAN_BOOTSTRAP)
+def _mean(values: NDArray[np.float64], group: NDArray[np.intp], chosen: Mask, lowest: float = 0.0) -> Metric | None:
+    """Return the mean of the chosen values (N,), from ``lowest`` to 1; a single group has no interval."""
+    found = grouped_mean(values[chosen], group[chosen])
+    return found and replace(found, low=max(found.low, lowest), high=min(found.high, 1.0))

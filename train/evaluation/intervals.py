@@ -1,4 +1,4 @@
-"""Compute 95% intervals: DeLong's for the area under the ROC curve, Wilson's for grouped proportions, the bootstrap."""
+"""Compute 95% intervals of areas under ROC curves, proportions and means, of independent or grouped images."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ BASIC_GROUP_BOOTSTRAP = (
     f"basic bootstrap of groups within each class, {RESAMPLES} resamples, seed 0 (Davison and Hinkley 1997, Field and "
     f"Welsh 2007); {_TO_ZERO}"
 )
+GROUPED_MEAN = "Student's t interval with the variance between groups (Cochran 1977)"
 COMBINED = "the intervals of the parts combined as independent (Zou and Donner 2008)"
 _AT_ONCE = 4_000_000  # weights in memory at the same time: 32 MB
 
@@ -179,6 +180,23 @@ def grouped_wilson(hits: Flags, group: NDArray[np.intp]) -> Metric:
     """Return the fraction of True in bool (N,) with Wilson's interval for ``effective_size`` images."""
     value = float(hits.mean())
     return Metric(value, *wilson_bounds(value, effective_size(hits, group)), len(hits), GROUPED_WILSON)
+
+
+def grouped_mean(values: NDArray[np.float64], group: NDArray[np.intp]) -> Metric | None:
+    """Return the mean of values (N,) with an interval from its groups (N,), or None for fewer than two groups.
+
+    The variance is that of a ratio of sums over groups (W. Cochran, "Sampling Techniques", 1977, 9A.1). A percentile
+    bootstrap of few groups would be too narrow: in the simulations of ``scripts/interval_coverage.py``, with 2 to 50
+    groups of 6 values, this interval covers the truth in 0.93 to 0.96 of the samples.
+    """
+    member = np.unique(group, return_inverse=True)[1]
+    groups = len(np.unique(member))
+    if groups < 2:
+        return None
+    value = float(values.mean())
+    excess = np.bincount(member, values - value)
+    half = _quantile(groups) * float(np.sqrt(groups / (groups - 1) * (excess @ excess))) / len(values)
+    return Metric(value, value - half, value + half, len(values), GROUPED_MEAN)
 
 
 def mean_of(parts: Sequence[Metric], images: int, method: str = COMBINED) -> Metric:
