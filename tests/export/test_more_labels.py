@@ -98,6 +98,8 @@ def test_the_parity_record_has_a_macro_auc_and_no_sensitivity(exported):
     assert "Probability of the label that Keras chose" in html
     assert "sensitivity" not in html
     assert "stroke-dasharray" not in html  # there is no threshold
+    assert "Images whose label changes are red." in html  # the plot shows test images only
+    assert "Newcombe" not in html
 
 
 @pytest.mark.parametrize("engine", sorted(set(engine_files()) - {"fake"}))

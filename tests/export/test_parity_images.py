@@ -214,7 +214,11 @@ def test_a_record_of_an_earlier_release_is_kept(bundle, pictures):
     rows = json.loads((copy / "parity.json").read_text())["artefacts"]
     assert (rows["model.onnx"]["test_images"], rows["model.onnx"]["others"]) == (60, None)
     assert (rows["model.tflite"]["images"], rows["model.tflite"]["test_images"]) == (120, 60)
-    assert "0 of 60" in (copy / "report" / "parity.html").read_text()
+    html = (copy / "report" / "parity.html").read_text()
+    assert html.count("<td>0 of 60</td>") == 3  # all images of one artifact, the test images of both
+    assert html.count("<td>0 of 120</td>") == 1
+    assert "Newcombe" in html
+    assert "red, also if they are not test images." in html
 
 
 def test_comparisons_at_another_threshold_are_dropped(bundle, pictures, capfd):
