@@ -34,6 +34,7 @@ from mri_edge.train.evaluation.crossval_figures import (
     mean_figures,
 )
 from mri_edge.train.evaluation.crossval_record import TEACHER, ScoredImages, to_json
+from mri_edge.train.evaluation.intervals import GROUP_BOOTSTRAP
 from mri_edge.train.reports.tables import NAMES, interval
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -62,10 +63,13 @@ _HOW = (
 _WHY_OPTIMISTIC = (
     "settings of the recipe were chosen on images of these sources.",
     "the sources do not name patients, so a patient at the border of two blocks is on both sides. Every source is on "
-    "both sides, too. Settings of the recipe were chosen on these images.",
+    "both sides, too. Only the folders named above have blocks: the others are grouped by near-duplicates alone, so "
+    "figures of scans without a tumor count slices. Settings of the recipe were chosen on these images.",
     "neighboring slices of one patient are on both sides, and so is every source. Settings of the recipe were chosen "
     "on these images.",
 )
+
+_CHANGED = "Changed scans: equally many images of each label, drawn from each fold. The folds are pooled."
 
 Means = dict[str, dict[str, Any]]  # figures of ``_COMPARED``, mean of several seeds, by what was tested
 
@@ -190,6 +194,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         seeds=_seeds(seeds),
         compared=_compared(every_two),
         alone=_alone(two),
+        unseen=_unseen(every_two),
         leading=_LEADING,
         reference=_REFERENCE,
         studies=[{"title": study.title, "facts": study.facts(), "tables": _tables(study)} for study in two],
@@ -214,6 +219,7 @@ def build(root: Path = CHECKOUT) -> dict[Path, str]:
         contributions=_contributions(ablations, every_two),
         ablations=_ablations(ablations),
         methods=_methods([*studies, *ablations]),
+        paired=GROUP_BOOTSTRAP,
     )
     before, _, rest = (root / README).read_text(encoding="utf-8").partition(f"{BEGIN}\n")
     after = rest.partition(END)[2]
@@ -357,6 +363,27 @@ def _alone(studies: Sequence[Study]) -> str:
     return _table(("tested on", "trained on", "images", *_names(_MAIN)), sorted(rows, reverse=True), text=2)
 
 
+def _unseen(studies: Sequence[Study]) -> str:
+    """Return the paired differences on each source between folds that hold it out and folds that hold out patients."""
+    pairs = [
+        (unseen, seen)
+        for unseen, seen in product(studies, studies)
+        if unseen.record["recipe"] == seen.record["recipe"] == _LEADING
+        and unseen.record["seed"] == seen.record["seed"]
+        and (unseen.rank, seen.rank) == (0, 1)
+        and unseen.record["images"]["sha256"] == seen.record["images"]["sha256"]
+    ]
+    if not pairs:
+        return ""
+    images, positive = ScoredImages.of(pairs[0][1].record), pairs[0][1].record["positive"]
+    rows = []
+    for tested, chosen in _tested_rows(pairs[0][0], images).items():
+        answers = [(_answers(unseen, chosen), _answers(seen, chosen)) for unseen, seen in pairs]
+        found = mean_difference(images.label[chosen] == positive, answers, images.group[chosen])
+        rows.append((tested, *(_signed(found[name]) for name in _COMPARED)))
+    return _table(("not seen minus seen, paired", *_COMPARED.values()), rows)
+
+
 def _answers(study: Study, rows: NDArray[np.intp]) -> BinaryAnswers:
     """Return the answers of a study with a single model to the images ``rows``."""
     images, positive = ScoredImages.of(study.record), study.record["positive"]
@@ -402,11 +429,12 @@ def _tables(study: Study) -> list[str]:
         tables.append(_student_table(record))
     if any(record.get("stress", {}).values()):
         rows = [
-            (change, study.name(model), *_values(metrics, _MAIN))
+            (change, study.name(model), f"{metrics['auc']['images']:,}", *_values(metrics, _MAIN))
             for model, changes in record["stress"].items()
             for change, metrics in changes.items()
         ]
-        tables.append(_table(("changed scans", "recipe", *_names(_MAIN)), rows, text=2))
+        tables.append(_CHANGED)
+        tables.append(_table(("changed scans", "recipe", "images", *_names(_MAIN)), rows, text=2))
     return tables
 
 
@@ -534,6 +562,7 @@ def _parity(bundles: Mapping[str, Any]) -> str:
             f"`{name}`",
             f"`{file}`",
             f"{len(artifact['flips'])} of {artifact['images']:,}",
+            f"{artifact['test_flips']} of {artifact['test_images']}",
             f"{artifact['max_difference']:.1g}",
             interval(artifact["accuracy"]),
             artifact["verdict"],
@@ -541,7 +570,8 @@ def _parity(bundles: Mapping[str, Any]) -> str:
         for name, bundle in bundles.items()
         for file, artifact in bundle["parity"]["artefacts"].items()
     ]
-    return _table(("model", "artifact", "labels changed", "largest |Δp|", "accuracy", "verdict"), rows, text=2)
+    heads = ("model", "artifact", "labels changed", "of test images", "largest |Δp|", "accuracy", "verdict")
+    return _table(heads, rows, text=2)
 
 
 def _runs(path: Path) -> dict[str, Any] | None:

@@ -155,6 +155,37 @@ def test_default_model_is_compared_with_vgg16_on_the_same_images(root: Path) -> 
     assert "compared with vgg16" not in build(root)[PAGE], "the images differ"
 
 
+def test_collection_that_was_not_seen_is_compared_with_the_same_images_when_seen(root: Path) -> None:
+    blocks = "blocks of 40 numbers in second, joined with near-duplicates"
+    unseen = record(protocol="sources", grouping=blocks, seed=1)
+    add(root, "lite-sources", unseen)
+    assert "not seen minus seen" not in build(root)[PAGE]
+    seen = record(grouping=blocks, seed=2)
+    add(root, "lite-blocks", seen)
+    page = build(root)[PAGE]
+    section = page[page.index("## One collection or both") : page.index("## Thresholds")]
+    table = section[section.index("| not seen minus seen") :]
+    for source in ("first", "second"):
+        [row] = [line for line in table.splitlines() if line.startswith(f"| {source} |")]
+        for cell, key in zip(row.split("|")[2:5:2], ("auc", "accuracy"), strict=True):
+            difference = np.subtract(*(found["by_source"][source]["model"][key]["value"] for found in (unseen, seen)))
+            value, low, high = (float(number) for number in re.findall(r"[+-][0-9.]+", cell))
+            assert value == pytest.approx(difference, abs=6e-4)
+            assert low < value < high
+
+
+def test_changed_scans_and_parity_say_which_images_they_count(root: Path) -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "images": 1098, "method": "by hand"}
+    stress = {"model": {"none": dict.fromkeys(("auc", "sensitivity", "specificity"), figure)}}
+    add(root, "blocks", record() | {"stress": stress})
+    page = build(root)[PAGE]
+    assert "equally many images of each label" in page
+    assert f"| none | {RECIPE} | 1,098 | 0.500 (0.400 to 0.600) |" in page
+    parity = json.loads((root / "runtime/models/small/parity.json").read_bytes())["artefacts"]["model.int8.onnx"]
+    counts = f"{len(parity['flips'])} of {parity['images']:,} | {parity['test_flips']} of {parity['test_images']}"
+    assert f"| `small` | `model.int8.onnx` | {counts} |" in page
+
+
 def test_readme_and_page_give_the_mean_of_all_seeds(root: Path) -> None:
     records = [record(protocol="sources", seed=seed, trained_with=seed) for seed in (0, 1)]
     add(root, "lite-sources", records[0])
