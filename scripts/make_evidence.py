@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from mri_edge.authoring.intervals import wilson_interval, with_interval
 from mri_edge.bundles.bundle import DEFAULT_MODEL
 from mri_edge.inference.prediction import NOTICE
+from mri_edge.storage.atomic import atomic_write
 from mri_edge.train.evaluation.crossval_figures import (
     SENSITIVITY,
     BinaryAnswers,
@@ -704,7 +705,7 @@ def compute_again(root: Path = CHECKOUT) -> None:
     for folder in ("crossval", "ablation"):
         for study in _studies(root, folder):
             text = to_json(study.record | figures_from(study.record))
-            (root / "docs" / study.file).write_text(text, encoding="utf-8", newline="\n")
+            atomic_write(root / "docs" / study.file, text)
 
 
 def main() -> None:
@@ -712,7 +713,7 @@ def main() -> None:
     if sys.argv[1:] == ["--again"]:
         compute_again()
     for path, text in build().items():
-        (CHECKOUT / path).write_text(text, encoding="utf-8", newline="\n")
+        atomic_write(CHECKOUT / path, text)
         print(path)
 
 
