@@ -15,7 +15,7 @@ LINE = "#7d8590"
 BLUE, GREEN, AMBER, GRAY = "#cfe2ff", "#cdeed6", "#ffe3b3", "#e2e6ea"
 LAYERS = [  # top to bottom: (name, what it does, color)
     ("commands", "one file for each command", BLUE),
-    ("services", "watch: a folder, systemd", BLUE),
+    ("services", "folder, HTTP, DICOM, archive", BLUE),
     ("benchmarking", "scenarios, isolated processes, tuning", BLUE),
     ("authoring", "writer, model card, provenance, signing", BLUE),
     ("inference", "classifier, selection, prediction, heatmap, replay", GREEN),
