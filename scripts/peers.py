@@ -186,7 +186,8 @@ def compare(bundle: Bundle, artifact: Artifact, pixels: Pixels, peers: list[Peer
         try:
             answer = peer.run(file, pixels)
         except Exception as error:  # noqa: BLE001 - each runtime has its own errors
-            cells[peer.name] = next(line for line in str(error).splitlines() if line.strip())[:120]
+            lines = (line for line in str(error).splitlines() if line.strip())
+            cells[peer.name] = next(lines, type(error).__name__)[:120]
         else:
             cells[peer.name] = "valid" if answer is None else f"{np.abs(answer - expected).max():.1e}"
     return cells

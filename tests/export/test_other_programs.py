@@ -18,7 +18,7 @@ sys.path.insert(0, str(CHECKOUT))  # scripts/ is not installed
 
 from mri_edge import Bundle, Classifier
 from mri_edge.export.metadata import add_metadata
-from scripts.peers import PEERS, Peer, reference
+from scripts.peers import PEERS, Peer, compare, pictures, reference
 
 PAGE = CHECKOUT / "docs" / "other-programs.md"
 # Largest |Δp|. float32: the order of summation. int8: a value that falls between two steps may be rounded to either.
@@ -147,3 +147,18 @@ def test_opencv_runs_the_embedded_int8_model():
     bundle = Bundle.open("small")
     file, pixels = bundle.path_of(bundle.artifact("model.int8.onnx")), demo_pictures(bundle.manifest)
     assert np.abs(run_opencv(file, pixels) - reference(file, pixels)).max() <= LARGEST["int8"]
+
+
+def test_error_of_another_runtime_is_named_by_its_first_line():
+    """Some errors have no message, such as a MemoryError."""
+
+    def failing(name: str, error: Exception) -> Peer:
+        def run(file: Path, pixels: np.ndarray) -> None:
+            raise error
+
+        return Peer(name, ".onnx", lambda: True, run)
+
+    bundle = Bundle.open("small")
+    peers = [failing("full", MemoryError()), failing("strange", ValueError("\n no such operator\nin node 3"))]
+    cells = compare(bundle, bundle.artifact("model.onnx"), pictures(bundle.manifest), peers)
+    assert cells == {"full": "MemoryError", "strange": " no such operator"}
