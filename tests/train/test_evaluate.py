@@ -188,8 +188,8 @@ def test_interval_of_the_calibration_error_includes_zero_for_a_calibrated_model(
 
 
 def test_undefined_metrics_are_omitted():
-    score = np.array([0.2, 0.3, 0.1, 0.4])
-    found = measure(np.zeros(4, int), two_columns(score), 1)
+    score = np.array([0.2, 0.3, 0.1, 0.4, 0.2, 0.3, 0.1, 0.4, 0.2, 0.3])
+    found = measure(np.zeros(10, int), two_columns(score), 1)
     assert set(found) == {"accuracy", "specificity", "brier", "calibration_error"}
 
 

@@ -238,13 +238,15 @@ def test_each_folder_has_its_own_accuracy():
 
 
 def test_calibration_error_of_few_images_computed_by_hand():
-    """Each of ten images is a bin, so the error is the mean distance of probability and outcome."""
-    score = np.linspace(0.05, 0.95, 10).astype(np.float32)
-    truth = np.array([0, 0, 1, 0, 1, 0, 1, 1, 0, 1])
+    """Two of twenty images are a bin, so the error is the mean distance of their sums of probabilities and outcomes."""
+    score = np.linspace(0.025, 0.975, 20).astype(np.float32)
+    truth = np.array([0, 0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 1])
     found = measure(truth, np.stack([1 - score, score], axis=1), 1)
-    assert found["calibration_error"].value == pytest.approx(np.abs(score - truth).mean(), abs=1e-6)
+    assert found["calibration_error"].value == pytest.approx(
+        np.abs((score - truth).reshape(10, 2).sum(axis=1)).sum() / 20, abs=1e-6
+    )
     assert found["brier"].value == pytest.approx(((score - truth) ** 2).mean(), abs=1e-6)
-    assert {one.images for name, one in found.items() if name in ("brier", "calibration_error", "f1")} == {10}
+    assert {one.images for name, one in found.items() if name in ("brier", "calibration_error", "f1")} == {20}
 
 
 def test_metrics_of_several_labels_describe_the_positive_one():

@@ -31,6 +31,7 @@ from mri_edge.train.evaluation.intervals import (
 )
 from mri_edge.train.evaluation.metrics import (
     GROUPED_INDIRECT,
+    LEAST_GROUPS,
     by_label,
     details,
     fraction_metric,
@@ -347,6 +348,21 @@ def test_one_group_of_a_class_gives_no_interval_of_the_calibration():
     mixed = np.where(truth == 1, 50, np.arange(40))  # many groups of one class, one of the other
     assert not {"brier", "calibration_error"} & measure(truth, probabilities, 1, None, mixed).keys()
     assert {"brier", "calibration_error"} <= measure(truth, probabilities, 1, None, np.arange(40) // 4).keys()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("positive", [None, 1])
+def test_few_groups_of_a_class_give_no_interval_of_the_calibration(positive, grouped):
+    """Resamples of few groups or images are too alike: the interval of one image would be a point."""
+    for least in (1, 2, LEAST_GROUPS - 1, LEAST_GROUPS):
+        truth = np.repeat([0, 1], [30, least])
+        probabilities = answers(0, images=len(truth), labels=2)[1]
+        group = np.arange(len(truth)).repeat(3) if grouped else None
+        if grouped:
+            truth, probabilities = truth.repeat(3), probabilities.repeat(3, axis=0)
+        found = measure(truth, probabilities, positive, None, group)
+        expected = {"brier", "calibration_error"} if least >= LEAST_GROUPS else set()
+        assert {"brier", "calibration_error"} & found.keys() == expected
 
 
 def in_groups(rng, groups, images, distance, correlation):

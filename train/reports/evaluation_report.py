@@ -80,7 +80,8 @@ def _metrics(record: dict[str, Any]) -> Rows:
         if key in metrics:
             rows.append((NAMES[key], interval(metrics[key]), str(metrics[key]["images"])))
         else:
-            rows.append((NAMES[key], "undefined for these images", "0"))
+            few = key in ("brier", "calibration_error")
+            rows.append((NAMES[key], "too few images or groups" if few else "undefined for these images", "0"))
     return rows
 
 
