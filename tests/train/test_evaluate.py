@@ -453,6 +453,24 @@ def test_long_labels_leave_the_plots_readable(count):
         assert len([text for text in texts if text.startswith("scans of")]) == count
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "label", ["腫瘍", "опухоль", "गांठ", "ورم", "גידול", "\N{RIGHT-TO-LEFT OVERRIDE}ruomut", "a\nb"]
+)
+def test_labels_of_any_script_are_drawn_without_warnings(label):
+    from mri_edge.train.reports.plots import RocCurve, confusion_plot, reliability_plot, roc_plot
+
+    points = {"false_positive_rate": [0, 1], "true_positive_rate": [0, 1]}
+    bins = [{"probability": 0.5, "share": 0.5, "low": 0.4, "high": 0.6, "images": 4}]
+    for plot in (
+        confusion_plot([("", [[1, 2], [3, 4]])], ["no", label]),
+        roc_plot([RocCurve(label, points)]),
+        reliability_plot(bins, np.array([0.5]), f"with label {label}", f"probability of {label}"),
+    ):
+        assert printable(label) in plot.svg
+        assert (label in plot.svg) == label.isprintable()
+
+
 HOSTILE = [
     "<img src=x onerror=alert(1)>.png", 'a"onmouseover="alert(1).png', "it's&amp;.png", "two\nlines.png",
     "\N{RIGHT-TO-LEFT OVERRIDE}gnp.exe.png", "\N{RIGHT-TO-LEFT ISOLATE}x.png", "{{7*7}}{% raw %}.png",

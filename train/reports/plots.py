@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mri_edge.authoring.pages import PALETTE
+from mri_edge.errors import printable
 from mri_edge.inference.prediction import NOTICE
 
 from .tables import interval
@@ -282,7 +284,8 @@ def layers_plot(head: str, columns: Sequence[tuple[str, Sequence[str]]], caption
 
 
 def _short(text: str, most: int = _LONGEST) -> str:
-    """Return a text without its middle if it is long: names of one origin often differ only at their ends."""
+    """Return a printable text without its middle if it is long: names of one origin often differ only at their ends."""
+    text = printable(text)
     tail = most // 3
     return text if len(text) <= most else f"{text[: most - tail - 1]}\N{HORIZONTAL ELLIPSIS}{text[-tail:]}"
 
@@ -326,7 +329,9 @@ def _plot(figure: Figure, title: str, caption: str, described: str, *, wide: boo
     """Return the figure as a plot; ``described`` adds its values to the text for screen readers."""
     file = io.StringIO()
     # With a fixed salt and no metadata the same figure gives the same markup, with other identifiers in each plot.
-    with rc_context(_STYLE | {"svg.hashsalt": f"mri-edge {title}"}):
+    with rc_context(_STYLE | {"svg.hashsalt": f"mri-edge {title}"}), warnings.catch_warnings():
+        # Matplotlib's font lacks many scripts, but the page shows the text in fonts of the reader.
+        warnings.filterwarnings("ignore", "Glyph .* missing|Matplotlib currently does not support")
         figure.savefig(
             file, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.04, metadata={"Date": None}
         )
@@ -337,7 +342,7 @@ def _plot(figure: Figure, title: str, caption: str, described: str, *, wide: boo
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # names of parts, which would not be unique in a page
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     svg = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), svg)
-    described = escape(f"{title}. {caption} {described}.")
+    described = escape(printable(f"{title}. {caption} {described}."))
     attributes = f'<svg role="img" aria-label="{described}" style="stroke-linejoin: round"'
     return Plot(title, caption, re.sub(r"\n\s*\n+", "\n", svg.replace("<svg", attributes, 1)), wide)
 
