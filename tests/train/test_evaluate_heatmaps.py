@@ -403,6 +403,8 @@ def test_command_writes_record_and_page(bundle, scans, tmp_path, capfd):
     assert len([source for source in sources if source.startswith("data:")]) >= record["lesions"]
     for text in ("Research use only", "peak in the lesion, called lesions", "broken.png", "By look", str(scans)):
         assert text in page
+    assert "Intervals of peak in the lesion, called lesions, " in page  # as the table names them
+    assert "pointing game" not in page
 
 
 def test_command_prints_tables(bundle, scans, capfd):

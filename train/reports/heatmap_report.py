@@ -46,7 +46,7 @@ def heatmap_page(record: dict[str, Any], cases: Sequence[Case]) -> str:
         warnings=warnings(record, "scans"),
         explanation=_explanation(record),
         tables=[_figures(record), _by_look(record)],
-        methods=methods(record, lambda name: name.replace("_", " ")),
+        methods=methods(record, NAMES.__getitem__),
         plots=_plots(record),
         galleries=[
             (
