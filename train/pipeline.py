@@ -262,6 +262,7 @@ def _write(
     metrics = measure(truth, probabilities, labels.positive, trained.threshold, group)
     if findings is not None:
         documents[FINDINGS] = json.dumps([asdict(finding) for finding in findings], indent=1) + "\n"
+    learned = {image.sha256 for role in ("train", "validation") for image in record.of(role)}
     documents |= draw_report(
         trained.network,
         Images(data.pixels, test, truth),
@@ -273,6 +274,7 @@ def _write(
         compare=compare_with_published,
         threshold=trained.threshold,
         group=group,
+        copies=sum(image.sha256 in learned for image in record.of("test")),
         facts=[
             ("Training", f"{len(job.train)} images, {len(job.validation)} for validation, seed {job.seed}"),
             ("Split", split_name),

@@ -72,6 +72,17 @@ def test_intervals_of_the_page_take_images_of_a_group_as_dependent(network: Netw
         assert (text in files["report/roc.svg"]) == (grouped is group)
 
 
+def test_page_warns_of_test_images_among_the_training_images_and_names_its_methods(network: Network) -> None:
+    warning = "byte for byte among the training images"
+    files, _ = report(network, [0, 1, 2, 3] * 5, 2, copies=3)
+    assert f"3 of the test images are {warning}" in files["report/index.html"]
+    assert (
+        "Intervals of accuracy, sensitivity, specificity, precision: Wilson score interval"
+        in files["report/index.html"]
+    )
+    assert warning not in report(network, [0, 1, 2, 3] * 5, 2)[0]["report/index.html"]
+
+
 def test_label_without_test_images_has_no_curve(network: Network) -> None:
     files, _ = report(network, [0, 1, 3] * 4, None)
     assert "pituitary: AUC" in files["report/roc.svg"]

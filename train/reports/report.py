@@ -67,6 +67,7 @@ def draw_report(
     compare: bool,
     threshold: float | None = None,
     group: NDArray[np.intp] | None = None,
+    copies: int = 0,
     facts: Sequence[tuple[str, str]] = (),
 ) -> dict[str, bytes | str]:
     """Return the content of all files of the report, by their path in the bundle.
@@ -82,6 +83,8 @@ def draw_report(
         As in the manifest.
     group
         int (N,) of the test images, as ``metrics.measure`` takes it for ``metrics``.
+    copies
+        Number of test images that are byte for byte among the images of training or validation.
     facts
         Names and texts for the head of the page, such as seed and split. They must not name scans.
     """
@@ -104,6 +107,12 @@ def draw_report(
         _TEMPLATE,
         title=f"Training report: recipe {recipe.name}",
         facts=[("Test images", f"{len(test.labels)} ({counts})"), *facts],
+        warnings=[
+            f"{copies} of the test images are byte for byte among the training images: figures flatter the model."
+        ]
+        if copies
+        else [],
+        methods=_methods(metrics),
         metric_heads=("figure", HEAD, "images", *(["reference"] if compare else [])),
         metric_rows=_metric_rows(metrics, compare=compare),
         label_heads=LABEL_HEADS if len(labels.names) > 2 else ("label", "precision", "recall", "F1", "images"),
@@ -218,6 +227,14 @@ def _png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
     return content.getvalue()
+
+
+def _methods(metrics: dict[str, Metric]) -> list[str]:
+    """Describe how the intervals were computed, one line per method."""
+    names_by_method: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        names_by_method.setdefault(metric.method, []).append(NAMES[name])
+    return [f"Intervals of {', '.join(names)}: {method}." for method, names in names_by_method.items()]
 
 
 def _metric_rows(metrics: dict[str, Metric], *, compare: bool) -> list[list[str]]:
