@@ -32,7 +32,6 @@ from mri_edge.bundles.bundle import Bundle
 from mri_edge.errors import BundleError, EngineError, InputError, OutputError, UsageError
 from mri_edge.inference import prediction
 from mri_edge.inference.selection import RunOptions
-from mri_edge.scans.frame import Frame
 from mri_edge.scans.options import DEFAULT
 from mri_edge.scans.preprocessing import Preprocessing
 from mri_edge.scans.readers import readers
@@ -727,28 +726,41 @@ def test_every_scan_has_its_own_slices_even_without_a_frame(monkeypatch):
         ]
 
 
+_READ_LONG_VOLUMES = """
+import sys, tracemalloc
+import numpy as np
+from mri_edge.bundles.bundle import Bundle
+from mri_edge.scans.frame import Frame
+from mri_edge.scans.options import DEFAULT
+from mri_edge.scans.readers import readers
+from mri_edge.services.archive import reading, sources
+
+def volume(source, options):
+    for index in range(frames):
+        yield Frame(pixels.copy(), str(source), index, frames)
+
+preprocessing = Bundle.open("lite").manifest.preprocessing
+frames, scans = 200, 4
+pixels = np.full((256, 256, 3), 90, np.uint8)
+next(iter(readers())).read = volume
+found_units = sources.find_units(sys.argv[1:], by="slice", notify=lambda message: None)
+(unit,) = [unit for unit in found_units if "phantom" in unit.name]
+found = []
+tracemalloc.start()
+for piece in reading.read_units([unit] * scans, preprocessing, DEFAULT):
+    found += [(place, result.frame.index) for place, result in piece]
+assert found == [(place, index) for place in range(scans) for index in range(frames)]
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_scans_of_many_slices_take_no_more_memory(elsewhere, study, tmp_path, monkeypatch):
+def test_scans_of_many_slices_take_no_more_memory(elsewhere, study, tmp_path):
     """Neither many volumes nor a long one: some MiB are read at a time, and every slice knows its scan."""
-    preprocessing = Bundle.open("lite").manifest.preprocessing
-    frames, scans = 200, 4
-    picture = next(iter(readers()))
-    pixels = np.full((256, 256, 3), 90, np.uint8)
-
-    def volume(source, options):
-        for index in range(frames):
-            yield Frame(pixels.copy(), str(source), index, frames)
-
-    monkeypatch.setattr(picture, "read", volume)
-    (unit,) = [unit for unit in units_of(tmp_path / "s.zip" if elsewhere else study) if "phantom" in unit.name]
-    found = []
-    tracemalloc.start()
-    for piece in reading.read_units([unit] * scans, preprocessing, DEFAULT):
-        found += [(place, result.frame.index) for place, result in piece]
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert found == [(place, index) for place in range(scans) for index in range(frames)]
-    assert peak < 40 << 20, "a scan takes 30 MB, all of them 120"
+    folder = tmp_path / "s.zip" if elsewhere else study
+    command = [sys.executable, "-c", _READ_LONG_VOLUMES, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 40 << 20, "a scan takes 30 MB, all of them 120"
 
 
 def test_blocks_of_scans_with_many_slices_hold_fewer_scans(study, monkeypatch):
