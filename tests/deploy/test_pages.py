@@ -49,11 +49,11 @@ def test_files_that_the_page_names_exist(page: Path) -> None:
 
 def test_no_page_or_help_runs_an_embedded_model_on_tensorrt() -> None:
     """They have none of the files that TensorRT builds."""
-    shown = [words for page in PAGES for words in _commands(page)]
+    shown = [command for page in PAGES for command in _commands(page)]
     for name in COMMANDS:
         examples = cli.get_command(click.Context(cli), name).epilog or ""
         shown += [shlex.split(line)[1:] for line in re.findall(r"^ *(mri-edge .*tensorrt.*)$", examples, re.M)]
-    on_tensorrt = [words for words in shown if "tensorrt" in words]
+    on_tensorrt = [command for command in shown if "tensorrt" in command]
     assert len(on_tensorrt) >= 3
     for name, *arguments in on_tensorrt:
         params = cli.get_command(click.Context(cli), name).make_context(name, arguments).params
